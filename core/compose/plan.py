@@ -1,0 +1,45 @@
+"""The plan: everything that was decided, frozen and picklable. Workers get the plan, never the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import Problem
+from core.interfaces.model import DecoderSpec, ModelFolder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One chosen offer: its kind and name, the plugin it comes from, where that plugin is installed, and why it was chosen."""
+
+    kind: str
+    name: str
+    plugin: str
+    provenance: str  # "dovetail-serve 0.1.0 (plain.plugin)"
+    origin: str  # "--plugins", "$FD_SAMPLING_CLASS", "demo.toml:3", "default"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``settings`` holds the core's values by name, ``sections`` each chosen plugin's by plugin name, ``origins`` where each
+    dotted key ("max_model_len", "openai_http.port") was set. ``facts`` are what the rules judged.
+    """
+
+    settings: Mapping[str, Any]
+    sections: Mapping[str, Mapping[str, Any]]
+    origins: Mapping[str, str]
+    choices: tuple[Choice, ...]
+    facts: Mapping[str, Any]
+    model: ModelFolder
+    spec: DecoderSpec
+    warnings: tuple[Problem, ...] = ()
+
+    def chosen(self, kind: str) -> Choice | None:
+        """The one choice of a single kind; None when an optional kind has none."""
+        return next((choice for choice in self.choices if choice.kind == kind), None)
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(choice.plugin for choice in self.choices))

@@ -1,0 +1,57 @@
+"""The core's own settings. Plugins bring their sections; ``sources`` says where each value came from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+PREFIX = "DOVETAIL_"
+
+
+class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True):
+    """Top-level keys of the TOML file, ``DOVETAIL_NAME``, ``--name``; the offline ``LLM`` takes them as keyword arguments.
+
+    A field that may say "auto" is resolved in one visible step (``core.compose.choose``), shown by --explain.
+    """
+
+    plugins: tuple[str, ...] = Field((), description="plugins to compose, by name; the core's defaults fill the kinds nobody names")
+    without: tuple[str, ...] = Field((), description="plugins to leave out, even if they are installed or a default")
+    model: str = Field(
+        "demo", description="a local folder or GGUF file, a name on a model hub, random:SHAPE, or demo (real English, fetched once)"
+    )
+    served_model_name: tuple[str, ...] = Field((), description="names that requests may use; default: the model as given")
+    revision: str | None = Field(None, description="branch, tag or commit on the model hub")
+    model_source: Literal["huggingface", "modelscope", "aistudio"] = Field(
+        "huggingface", description="the hub a name that is no local folder is fetched from"
+    )
+    model_cache: str | None = Field(None, description="folder for fetched models; default: the user's cache folder")
+    chat_template: str | None = Field(None, description="a Jinja file, or the template itself; default: the checkpoint's own")
+    backend: str = Field("auto", description="compute backend")
+    sampler: str = Field("auto", description="how tokens are drawn")
+    scheduler: str = Field("auto", description="scheduling policy")
+    cache_policy: str = Field("auto", description="which KV pages are shared and kept")
+    graph: str = Field("auto", description="how steps are launched")
+    front_end: str = Field("auto", description="the door requests come through")
+    quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format of weights and KV cache")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the compute backend; 0 is one per physical core available")
+    max_model_len: int | None = Field(
+        None, ge=16, description="longest prompt plus output, tokens; default: the model's positions, at most 32768"
+    )
+    max_num_seqs: int = Field(128, ge=1, le=4096, description="requests that run at the same time")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="token budget of one step; default: 8192, or max_model_len where prompts are not split"
+    )
+    max_waiting: int = Field(2048, ge=1, description="requests that may wait; beyond it a request is refused with 429")
+    block_size: int = Field(64, ge=1, le=1024, description="tokens in one KV page")
+    num_gpu_blocks_override: int | None = Field(None, ge=1, description="KV pages, instead of sizing them from memory")
+    gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0, description="share of a CUDA device's memory that may be used")
+    kv_cache_memory: float | None = Field(
+        None, gt=0.0, description="GiB for KV pages on a CPU; default: what all requests need, at most a quarter of free memory"
+    )
+    seed: int = Field(0, ge=0, description="seed of requests that bring none is drawn from this; and of random: weights")
+    engine_restarts: int = Field(0, ge=0, description="how often a dead engine process is started again before the server exits")
+    drain_timeout: float = Field(30.0, ge=0.0, description="seconds running requests may take to finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the logger dovetail")

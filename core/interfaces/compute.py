@@ -1,0 +1,214 @@
+"""A compute backend: the few fused operations a decoder needs, and the memory they work on.
+
+One step of the engine runs, for every layer::
+
+    q      = backend.qkv(hidden, input_norm, qkv, kv, layer, step)     norm + projection + rope + K/V write
+    mixed  = backend.attention(q, kv, layer, step)                     paged, causal, grouped-query
+    hidden = backend.linear_add(mixed, o, hidden)                      projection + residual
+    gated  = backend.gate_up(hidden, post_norm, gate_up)               norm + projection + SiLU(gate) * up
+    hidden = backend.linear_add(gated, down, hidden)                   projection + residual
+
+and then ``backend.logits(hidden, final_norm, head, step)`` for the rows that are sampled, ``adjust``, a sampler,
+``logprobs`` and ``fetch``. ``Array`` is whatever the backend computes with; nothing outside a backend looks inside one.
+
+Shapes: T tokens in the step, S sequences, R rows to sample, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.interfaces.model import DecoderSpec, Role, Weight
+from core.interfaces.quantizer import Quantizer
+
+Array = Any
+DType = Literal["bfloat16", "float16", "float32"]
+DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(slots=True)
+class LogitAdjustment:
+    """Changes to the raw logits before sampling, as flat arrays; row indices are into the R rows of the step.
+
+    ``bias``: logits[bias_rows, bias_tokens] += bias_values. ``banned``: logits[banned_rows, banned_tokens] = -inf.
+    Penalties, for every (row, token) that occurred: ``repetition`` divides a positive logit or multiplies a negative
+    one; it counts prompt and output. ``seen_counts`` counts occurrences in the *output*: frequency * count and
+    presence * (count > 0) are subtracted. Order: bias, penalties, bans.
+    """
+
+    bias_rows: NDArray[np.int32]
+    bias_tokens: NDArray[np.int32]
+    bias_values: NDArray[np.float32]
+    banned_rows: NDArray[np.int32]
+    banned_tokens: NDArray[np.int32]
+    seen_rows: NDArray[np.int32]  # one entry for each distinct (row, token) of penalized rows
+    seen_tokens: NDArray[np.int32]
+    seen_counts: NDArray[np.float32]  # occurrences in the output; 0 for tokens of the prompt alone
+    repetition: NDArray[np.float32]  # [R]; 1 where off
+    presence: NDArray[np.float32]  # [R]; 0 where off
+    frequency: NDArray[np.float32]  # [R]; 0 where off
+
+
+@dataclass(slots=True)
+class SamplingRows:
+    """How each of the R rows is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 is off; ``top_p`` 1 and ``min_p`` 0 are off.
+
+    Random numbers come from (``seeds``, ``positions``) alone (``core.interfaces.randomness``), so that a row's token does not
+    depend on its batch mates; ``positions`` is the position the sampled token will take in its sequence.
+    ``logprobs`` is how many likeliest tokens to report, -1 for none at all.
+    """
+
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int32]
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    seeds: NDArray[np.uint64]
+    positions: NDArray[np.int64]
+    logprobs: NDArray[np.int32]
+    adjustment: LogitAdjustment | None = None
+    all_greedy: bool = False
+
+    def __len__(self) -> int:
+        return len(self.temperature)
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """One step's work on host arrays. Sequences that decode one token come first: the first ``num_decodes`` of S.
+
+    Sequence s owns tokens ``query_starts[s]:query_starts[s+1]`` of T. ``slots`` says where each token's K and V go
+    (page * page_size + offset). ``context_lens[s]`` counts the cached tokens of s with this step's included. ``page_table``
+    is padded with 0 behind each sequence's own pages. ``logit_rows`` are the indices in T whose logits are wanted.
+    """
+
+    token_ids: NDArray[np.int32]  # [T]
+    positions: NDArray[np.int32]  # [T]
+    slots: NDArray[np.int64]  # [T]
+    query_starts: NDArray[np.int32]  # [S + 1]
+    context_lens: NDArray[np.int32]  # [S]
+    page_table: NDArray[np.int32]  # [S, pages of the longest]
+    logit_rows: NDArray[np.int64]  # [R]
+    num_decodes: int
+    sampling: SamplingRows
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.context_lens)
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What a step brings back to the host. The logprob arrays are None when no row asked; rows that did not ask hold padding."""
+
+    token_ids: NDArray[np.int64]  # [R]
+    logprobs: NDArray[np.float32] | None = None  # [R]
+    ranks: NDArray[np.int64] | None = None  # [R]; 0 = likeliest
+    top_ids: NDArray[np.int64] | None = None  # [R, most asked for]
+    top_logprobs: NDArray[np.float32] | None = None
+
+
+class Linear(ABC):
+    """A placed projection y = x W^T, W of canonical shape [out, in], in whatever format the backend keeps it."""
+
+    role: Role
+    out_features: int
+    in_features: int
+    nbytes: int  # bytes really held, scales and padding included
+    format: str  # for --explain and the benchmark: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
+
+
+class KVCache(ABC):
+    """The paged key/value memory of all layers. ``num_pages`` pages of ``page_size`` tokens."""
+
+    num_pages: int
+    page_size: int
+    nbytes: int
+
+
+class ComputeBackend(ABC):
+    """One framework on one device. Created in the engine process; everything it returns stays there."""
+
+    framework: str  # "torch", "paddle": samplers and graph backends say which they can work with
+    device: str  # "cpu", "cuda:0"
+    dtype: DType
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def place(self, weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None) -> Linear | Array:
+        """Copy one checkpoint weight into this backend's memory, converted to ``dtype`` and packed.
+
+        Returns a ``Linear`` for linear roles and "head", an array for "embed" and "norm". With a quantizer that
+        takes ``weight.name.role``, the linear is packed by it, part by part, so that the unpacked matrix never exists whole.
+        The head of a tied model may share the embedding's memory.
+        """
+
+    @abstractmethod
+    def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> KVCache:
+        """:raises UserError: when the memory cannot be had, with what to lower."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """(bytes free, bytes in all) of the device's memory, other processes counted as used."""
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Any:
+        """The step's inputs where the operations want them; passed on to each as ``step``."""
+
+    @abstractmethod
+    def embed(self, table: Array, step: Any) -> Array:
+        """[T, H] rows of the embedding."""
+
+    @abstractmethod
+    def qkv(self, hidden: Array, norm: Array, weight: Linear, kv: KVCache, layer: int, step: Any) -> Array:
+        """RMS-normalize, project, rotate q and k to their positions, write k and v into their slots; returns q [T, q_width]."""
+
+    @abstractmethod
+    def attention(self, q: Array, kv: KVCache, layer: int, step: Any) -> Array:
+        """Causal attention of each token over its sequence's pages; scale 1/sqrt(head_dim); returns [T, q_width]."""
+
+    @abstractmethod
+    def linear_add(self, x: Array, weight: Linear, residual: Array) -> Array:
+        """residual + x W^T; may reuse the residual's memory. The sum over ranks, where weights are split, happens here."""
+
+    @abstractmethod
+    def gate_up(self, hidden: Array, norm: Array, weight: Linear) -> Array:
+        """RMS-normalize, project to [T, 2 * intermediate], return silu(first half) * second half."""
+
+    @abstractmethod
+    def logits(self, hidden: Array, norm: Array, head: Linear, step: Any) -> Array:
+        """Final norm and head for ``logit_rows`` only; float32 [R, V]."""
+
+    @abstractmethod
+    def adjust(self, logits: Array, adjustment: LogitAdjustment) -> Array:
+        """The logits with biases, penalties and bans applied; may write in place."""
+
+    @abstractmethod
+    def argmax(self, logits: Array) -> Array:
+        """[R]; the lowest id among equals."""
+
+    @abstractmethod
+    def logprobs(self, logits: Array, token_ids: Array, most: int) -> tuple[Array, Array, Array, Array]:
+        """(logprob [R], rank [R], top ids [R, most], top logprobs [R, most]) of raw logits; ids ordered best first."""
+
+    @abstractmethod
+    def clone(self, array: Array) -> Array:
+        """A copy, for values that must survive an in-place operation."""
+
+    @abstractmethod
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """Wait for the device and copy to a numpy array; bfloat16 arrives as float32."""
+
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
+        """Release what a garbage collector would not."""

@@ -1,0 +1,64 @@
+"""A quantizer: how a weight matrix is packed, what its packed values mean, and where that format can run.
+
+A quantizer describes a *numeric format*, not a kernel: ``pack`` and ``unpack`` define it in numpy, exactly, and are the
+reference every fast path is tested against. A backend that has a kernel for the format's ``layout`` uses it; another
+multiplies by ``unpack``'s values. On CUDA ``tile`` gives the Triton function by which the backend's fused kernels read it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.interfaces.model import Role
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed matrix of canonical shape [out, in]: named arrays that are exactly what memory will hold, plus constants."""
+
+    shape: tuple[int, int]
+    arrays: Mapping[str, NDArray[Any]]
+    constants: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.arrays.values())
+
+
+class Quantizer(ABC):
+    """``layout`` names the arrays' arrangement, for backends that have a kernel for it ("int8_row", "int4_group", ...)."""
+
+    name: str
+    layout: str
+    roles: frozenset[Role]  # which linears are packed; the others keep the model's dtype
+
+    @abstractmethod
+    def pack(self, weight: NDArray[np.float32]) -> Packed:
+        """Pack rows of a matrix [out, in]. Rows are independent: packing parts and stacking them equals packing the whole.
+
+        :raises UserError: when ``in`` does not fit the format (a group size that does not divide it), with a remedy.
+        """
+
+    @abstractmethod
+    def unpack(self, packed: Packed) -> NDArray[np.float32]:
+        """The values the packed matrix stands for, float32 [out, in]. The definition of the format."""
+
+    @abstractmethod
+    def bits_per_weight(self, in_features: int) -> float:
+        """Stored bits for each weight of a row this long, scales included: what memory estimates use."""
+
+    def stack(self, parts: list[Packed]) -> Packed:
+        """Join parts along the output axis. Override when an array's first axis is not the output axis."""
+        arrays = {key: np.concatenate([part.arrays[key] for part in parts]) for key in parts[0].arrays}
+        rows = sum(part.shape[0] for part in parts)
+        return Packed((rows, parts[0].shape[1]), arrays, parts[0].constants)
+
+    def tile(self) -> Any | None:
+        """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load."""
+        return None

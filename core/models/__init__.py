@@ -1,0 +1,1 @@
+"""Models: families (spec + weight map), checkpoint formats, where models come from, and the one generic decoder."""

@@ -1,0 +1,66 @@
+"""The one decoder: pre-norm, grouped-query attention, SwiGLU. It composes a backend's operations and holds placed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from core.interfaces.compute import Array, ComputeBackend, KVCache, Linear
+from core.interfaces.model import DecoderSpec, Weight, WeightName
+from core.interfaces.quantizer import Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    input_norm: Array
+    qkv: Linear
+    o: Linear
+    post_norm: Array
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """``placed`` has every name of ``weight_names(spec)``."""
+
+    def __init__(self, spec: DecoderSpec, backend: ComputeBackend, placed: dict[WeightName, Any]) -> None:
+        self.spec = spec
+        self.backend = backend
+        self.embedding: Array = placed[WeightName("embed")]
+        self.head: Linear = placed[WeightName("head")]
+        self.final_norm: Array = placed[WeightName("norm", None, "final")]
+        self.layers = tuple(
+            Layer(
+                input_norm=placed[WeightName("norm", index, "input")],
+                qkv=placed[WeightName("qkv", index)],
+                o=placed[WeightName("o", index)],
+                post_norm=placed[WeightName("norm", index, "post")],
+                gate_up=placed[WeightName("gate_up", index)],
+                down=placed[WeightName("down", index)],
+            )
+            for index in range(spec.num_layers)
+        )
+
+    @classmethod
+    def load(
+        cls, spec: DecoderSpec, weights: Iterable[Weight], backend: ComputeBackend, quantizer: Quantizer | None = None
+    ) -> Decoder:
+        """Place weights one at a time as they stream in."""
+        return cls(spec, backend, {weight.name: backend.place(weight, spec, quantizer) for weight in weights})
+
+    def forward(self, step: Any, kv: KVCache) -> Array:
+        """One step: float32 logits [R, V] of the rows that are sampled."""
+        backend = self.backend
+        hidden = backend.embed(self.embedding, step)
+        for index, layer in enumerate(self.layers):
+            q = backend.qkv(hidden, layer.input_norm, layer.qkv, kv, index, step)
+            mixed = backend.attention(q, kv, index, step)
+            hidden = backend.linear_add(mixed, layer.o, hidden)
+            gated = backend.gate_up(hidden, layer.post_norm, layer.gate_up)
+            hidden = backend.linear_add(gated, layer.down, hidden)
+        return backend.logits(hidden, self.final_norm, self.head, step)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return tuple(linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)) + (self.head,)

@@ -1,0 +1,168 @@
+"""What a plugin hands over: one frozen record per hook. An offer is light; ``create`` imports the heavy implementation.
+
+An offer is chosen by its *name in the configuration* or by naming its plugin (``--plugins``), never by the order of installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from core.interfaces.rules import Fact, Rule
+
+if TYPE_CHECKING:
+    from core.interfaces.cache import CachePolicy
+    from core.interfaces.compute import ComputeBackend
+    from core.interfaces.frontend import FrontEnd
+    from core.interfaces.graph import GraphBackend
+    from core.interfaces.model import CheckpointFormat, ModelFamily
+    from core.interfaces.quantizer import Quantizer
+    from core.interfaces.sampler import Sampler
+    from core.interfaces.scheduler import SchedulingPolicy
+
+
+class Section(BaseModel, extra="forbid", frozen=True, validate_default=True):
+    """Base of a plugin's settings: one TOML table ``[plugin_name]``, ``DOVETAIL_PLUGIN_NAME__FIELD``, ``--plugin-name-field``.
+
+    Give every field a type, a default and ``Field(description=...)``: they become the flag's help.
+    """
+
+
+@dataclass(frozen=True)
+class Context:
+    """What ``create`` receives. Everything in it is plain data and picklable."""
+
+    section: Any  # the plugin's own settings: an instance of the offer's ``settings``, or None
+    settings: Mapping[str, Any]  # the core's settings by name: settings["max_model_len"]
+    facts: Mapping[str, Any]  # every fact the plan was judged by
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A flag or variable under which users of other servers already know a feature or a setting of this plugin.
+
+    ``flag`` as typed ("--use-cudagraph") or ``env`` ("FD_SAMPLING_CLASS"). Either it names a feature, or it names a setting:
+
+    * ``chooses`` is an offer of this plugin: giving the flag (for ``value`` None), or giving it this ``value``
+      ("--quantization wint4"), chooses that offer, and so loads the plugin.
+    * ``sets`` is a setting ("port" of this plugin's section, or a core setting): the flag's value becomes its value.
+    """
+
+    summary: str
+    flag: str | None = None
+    env: str | None = None
+    value: str | None = None
+    chooses: str | None = None
+    sets: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What all offers have. ``name`` is unique within its kind and is what configurations say."""
+
+    kind: ClassVar[str]
+    name: str
+    summary: str
+    settings: type[Section] | None = None
+    rules: tuple[Rule, ...] = ()
+    aliases: tuple[Alias, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerOffer(Offer):
+    """``create(context)`` gives the quantizer. ``bits`` is the nominal width, for memory estimates and the hardware table."""
+
+    kind: ClassVar[str] = "quantizer"
+    create: Callable[[Context], Quantizer]
+    bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOffer(Offer):
+    """``frameworks``: the array frameworks whose logits it takes ("torch", "paddle")."""
+
+    kind: ClassVar[str] = "sampler"
+    create: Callable[[Context], Sampler]
+    frameworks: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePolicyOffer(Offer):
+    kind: ClassVar[str] = "cache_policy"
+    create: Callable[[Context], CachePolicy]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphBackendOffer(Offer):
+    """``frameworks``: the compute frameworks it can capture; empty for one that works with any."""
+
+    kind: ClassVar[str] = "graph_backend"
+    create: Callable[[Context], GraphBackend]
+    frameworks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndOffer(Offer):
+    kind: ClassVar[str] = "front_end"
+    create: Callable[[Context], FrontEnd]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeBackendOffer(Offer):
+    """``framework``: "torch", "paddle". ``requires``: importable modules it needs, so that a missing one is told before a launch."""
+
+    kind: ClassVar[str] = "compute_backend"
+    create: Callable[[Context], ComputeBackend]
+    framework: str
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerOffer(Offer):
+    """``splits_prompts``: whether a prompt longer than a step's budget is computed over several steps."""
+
+    kind: ClassVar[str] = "scheduler"
+    create: Callable[[Context], SchedulingPolicy]
+    splits_prompts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOffer(Offer):
+    """``family`` is light: it reads configs and names, never weights. Many may be chosen; the checkpoint's architecture decides."""
+
+    kind: ClassVar[str] = "model"
+    architectures: tuple[str, ...]
+    family: Callable[[], ModelFamily]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFormatOffer(Offer):
+    """Many may be chosen; the first by name that recognizes the folder reads it, two that do are an error."""
+
+    kind: ClassVar[str] = "checkpoint_format"
+    create: Callable[[], CheckpointFormat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulesOffer(Offer):
+    """Rules without a feature, and facts of one's own. ``derive`` computes the declared facts from those already known."""
+
+    kind: ClassVar[str] = "rules"
+    facts: tuple[Fact, ...] = ()
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda facts: {})
+
+
+SINGLE_KINDS: tuple[str, ...] = (
+    "compute_backend",
+    "front_end",
+    "scheduler",
+    "sampler",
+    "cache_policy",
+    "graph_backend",
+)
+"""Kinds of which exactly one offer is chosen. "quantizer" is chosen at most once; the remaining kinds any number of times."""
+OPTIONAL_KINDS: tuple[str, ...] = ("quantizer",)
+MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

@@ -1,0 +1,1 @@
+"""Doors: the ways requests come in."""

@@ -1,0 +1,1 @@
+"""Every kind's plain default: eager steps, private pages, whole prompts first come first served."""
