@@ -93,8 +93,8 @@ def register_checkpoint_formats() -> Iterable[CheckpointFormatOffer]:
 
             yield CheckpointFormatOffer(name="my_format", summary="*.mine files", create=create)
 
-    ``create`` returns a ``core.interfaces.model.CheckpointFormat``; ``core.testing.CheckpointFormatContract`` tests it. A format never
-    unpickles anything.
+    ``create`` returns a ``core.interfaces.model.CheckpointFormat``; ``core.testing.CheckpointFormatContract`` tests it.
+    A format never unpickles anything.
     """
     raise NotImplementedError
 
@@ -140,7 +140,8 @@ def register_samplers() -> Iterable[SamplerOffer]:
                 settings=TypicalSettings, create=create,
             )
 
-    ``create`` returns a ``core.interfaces.sampler.Sampler``; ``core.testing.SamplerContract`` tests it, its distribution included.
+    ``create`` returns a ``core.interfaces.sampler.Sampler``; ``core.testing.SamplerContract`` tests it,
+    its distribution included.
     """
     raise NotImplementedError
 
@@ -157,7 +158,9 @@ def register_schedulers() -> Iterable[SchedulerOffer]:
                 from shortest_first.policy import ShortestFirst
                 return ShortestFirst()
 
-            yield SchedulerOffer(name="shortest_first", summary="short prompts first", splits_prompts=False, create=create)
+            yield SchedulerOffer(
+                name="shortest_first", summary="short prompts first", splits_prompts=False, create=create
+            )
 
     ``create`` returns a ``core.interfaces.scheduler.SchedulingPolicy``; ``core.testing.SchedulerContract`` tests it.
     """
@@ -166,7 +169,7 @@ def register_schedulers() -> Iterable[SchedulerOffer]:
 
 @hookspec
 def register_cache_policies() -> Iterable[CachePolicyOffer]:
-    """Offer policies for KV pages: what is shared, kept, evicted. Exactly one is chosen: ``--cache-policy NAME``, or its plugin.
+    """Offer policies for KV pages: what is shared, kept, evicted. Exactly one is chosen: ``--cache-policy NAME``.
 
     ::
 
@@ -178,7 +181,8 @@ def register_cache_policies() -> Iterable[CachePolicyOffer]:
 
             yield CachePolicyOffer(name="mine", summary="keeps system prompts for ever", create=create)
 
-    ``create`` returns a ``core.interfaces.cache.CachePolicy``; ``core.testing.CachePolicyContract`` tests it: no page is ever lost.
+    ``create`` returns a ``core.interfaces.cache.CachePolicy``; ``core.testing.CachePolicyContract`` tests it:
+    no page is ever lost.
     """
     raise NotImplementedError
 

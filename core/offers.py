@@ -1,6 +1,7 @@
 """What a plugin hands over: one frozen record per hook. An offer is light; ``create`` imports the heavy implementation.
 
-An offer is chosen by its *name in the configuration* or by naming its plugin (``--plugins``), never by the order of installation.
+An offer is chosen by its *name in the configuration* or by naming its plugin (``--plugins``), never by the order of
+installation.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class FrontEndOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeBackendOffer(Offer):
-    """``framework``: "torch", "paddle". ``requires``: importable modules it needs, so that a missing one is told before a launch."""
+    """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched."""
 
     kind: ClassVar[str] = "compute_backend"
     create: Callable[[Context], ComputeBackend]
@@ -131,7 +132,7 @@ class SchedulerOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOffer(Offer):
-    """``family`` is light: it reads configs and names, never weights. Many may be chosen; the checkpoint's architecture decides."""
+    """``family`` is light: it reads configs and names, never weights. Of many chosen, the architecture decides."""
 
     kind: ClassVar[str] = "model"
     architectures: tuple[str, ...]

@@ -19,7 +19,7 @@ Pages = NDArray[np.int32]
 
 
 class PagePool:
-    """The pages of one KV cache and a reference count each. Page ids run from 0 to ``total`` - 1; page 0 is a page like any other."""
+    """The pages of one KV cache and a reference count each. Page ids run from 0 to ``total`` - 1."""
 
     def __init__(self, total: int, page_size: int) -> None:
         if total < 1 or page_size < 1:

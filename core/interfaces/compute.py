@@ -107,7 +107,7 @@ class StepBatch:
 
 @dataclass(slots=True)
 class Sampled:
-    """What a step brings back to the host. The logprob arrays are None when no row asked; rows that did not ask hold padding."""
+    """What a step brings back to the host. Logprob arrays are None when no row asked; rows that did not hold padding."""
 
     token_ids: NDArray[np.int64]  # [R]
     logprobs: NDArray[np.float32] | None = None  # [R]

@@ -63,8 +63,8 @@ class TokenInfo:
 class TextDelta:
     """What one continuation gained: ``text`` never ends inside a UTF-8 sequence nor inside a possible stop string.
 
-    The last delta of an index has a ``finish_reason``; ``num_*`` counts are totals so far. ``stop_reason`` is the stop string or
-    token id that ended it. ``error`` says why when ``finish_reason`` is "error".
+    The last delta of an index has a ``finish_reason``; ``num_*`` counts are totals so far. ``stop_reason`` is the stop
+    string or token id that ended it. ``error`` says why when ``finish_reason`` is "error".
     """
 
     index: int

@@ -35,5 +35,3 @@ class SchedulingPolicy(ABC):
 
         At most ``min(remaining, budget.left)``.
         """
-
-

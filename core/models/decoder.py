@@ -63,4 +63,5 @@ class Decoder:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return tuple(linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)) + (self.head,)
+        in_layers = (linear for layer in self.layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        return (*in_layers, self.head)
