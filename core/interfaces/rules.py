@@ -56,7 +56,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Rule:
-    """``id`` is stable and unique ("max-model-len-beyond-positions"); ``reason`` one lower-case sentence, {fact.name} allowed."""
+    """``id`` is stable and unique ("max-model-len-beyond-positions"); ``reason`` is one sentence, {fact.name} allowed."""
 
     id: str
     when: tuple[Condition, ...]
