@@ -1,0 +1,244 @@
+"""Chat templates: a conversation becomes prompt text by the checkpoint's own Jinja template.
+
+A template comes with the checkpoint, so it is a stranger's program: it runs in Jinja's immutable sandbox, with a budget of loop
+rounds and of characters written, and without products that make giants out of dwarfs ("a" * 10**9).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from core.errors import RequestError, UserError
+from core.interfaces.frontend import ChatTemplate, Tokenizer
+from core.interfaces.model import ModelFolder
+from core.text.files import gguf_file, is_ernie, read_json
+from core.text.gguf_metadata import read_metadata
+
+MAX_LOOP_ROUNDS = 200_000
+MAX_CHARACTERS = 8_000_000
+MAX_REPEATED = 10_000
+_RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
+
+_rounds_left: ContextVar[int] = ContextVar("_rounds_left", default=MAX_LOOP_ROUNDS)
+
+
+class _Refused(jinja2.TemplateError):
+    """The template called ``raise_exception``."""
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks the assistant's words for training; here its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        next(parser.stream)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock], cache_size=0
+        )
+        self.filters["tojson"] = _to_json
+        self.filters["_budgeted"] = _budgeted
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = nodes.Filter(loop.iter, "_budgeted", [], [], None, None, lineno=loop.lineno, environment=self)
+        return tree
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_REPEATED:
+            raise SecurityError("it computes a number of too many digits")
+        for repeated, times in ((left, right), (right, left)):
+            if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > MAX_REPEATED:
+                raise SecurityError(f"it repeats something to a length of more than {MAX_REPEATED}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _budgeted(items: Any) -> Iterable[Any]:
+    if isinstance(items, jinja2.Undefined):
+        return items
+    return _counted(items)
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        left = _rounds_left.get() - 1
+        if left < 0:
+            raise SecurityError(f"it loops more than {MAX_LOOP_ROUNDS} times")
+        _rounds_left.set(left)
+        yield item
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes for HTML, which would reach the model.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+class JinjaChatTemplate:
+    """One template, or several by name ("default", "tool_use"); ``variables`` are seen by all (bos_token and the like)."""
+
+    def __init__(self, sources: Mapping[str, str], variables: Mapping[str, Any] | None = None, *, where: str = "") -> None:
+        environment = _Sandbox()
+        self._variables = {"tools": None, "documents": None, **(variables or {})}
+        self._templates: dict[str, jinja2.Template] = {}
+        for name, source in sources.items():
+            try:
+                self._templates[name] = environment.from_string(source)
+            except jinja2.TemplateSyntaxError as error:
+                raise UserError.of(
+                    f"the chat template does not parse: line {error.lineno}: {error.message}",
+                    where,
+                    "correct the template, or give another with --chat-template FILE",
+                ) from error
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        if taken := sorted(_RESERVED & kwargs.keys()):
+            raise RequestError(f"{taken[0]} cannot be given to the chat template", param="chat_template_kwargs")
+        name = "tool_use" if kwargs.get("tools") and "tool_use" in self._templates else "default"
+        template = self._templates.get(name) or next(iter(self._templates.values()))
+        variables = {**self._variables, **kwargs}
+        conversation = [_flat(message, index) for index, message in enumerate(messages)]
+        if not conversation:
+            raise RequestError("messages is empty", param="messages")
+        budget = _rounds_left.set(MAX_LOOP_ROUNDS)
+        try:
+            return _joined(template.generate(messages=conversation, add_generation_prompt=add_generation_prompt, **variables))
+        except _Refused as error:
+            raise RequestError(f"the chat template refuses these messages: {error.message}", param="messages") from error
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise RequestError(f"the chat template cannot render these messages: {error}", param="messages") from error
+        finally:
+            _rounds_left.reset(budget)
+
+
+def _joined(chunks: Iterable[str]) -> str:
+    parts, length = [], 0
+    for chunk in chunks:
+        length += len(chunk)
+        if length > MAX_CHARACTERS:
+            raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
+        parts.append(chunk)
+    return "".join(parts)
+
+
+def _flat(message: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The message with its content as one string: what templates of text models expect."""
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise RequestError(f"{where} needs a role", param="messages")
+    flat = dict(message)
+    content = flat.get("content")
+    if content is None and flat.get("tool_calls"):
+        flat["content"] = ""
+    elif isinstance(content, (list, tuple)):
+        flat["content"] = "\n".join(_text_of(part, f"{where}.content[{at}]") for at, part in enumerate(content))
+    elif not isinstance(content, str):
+        raise RequestError(f"{where} needs a content that is a string or a list of text parts", param="messages")
+    return flat
+
+
+def _text_of(part: Any, where: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise RequestError(f"{where} is of type {kind!r}; this model reads only text", param="messages")
+
+
+def load_chat_template(folder: ModelFolder, override: str | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The override (a file, or the template itself), else the checkpoint's own, else ERNIE's for an ERNIE; else None.
+
+    A ``random:`` model stands for a shape of ERNIE-4.5 and speaks as one.
+
+    :raises UserError: for a template that does not parse, or an override file that does not exist.
+    """
+    variables = dict(getattr(tokenizer, "named", {}))
+    if override is not None:
+        return JinjaChatTemplate({"default": _override(override)}, variables, where="chat_template")
+    found = _own(folder)
+    if found is not None:
+        sources, where = found
+        return JinjaChatTemplate(sources, variables, where=where)
+    if folder.path is None or is_ernie(folder):
+        source = files("core.text").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
+        return JinjaChatTemplate({"default": source}, variables)
+    return None
+
+
+def _override(override: str) -> str:
+    if "\n" in override or "{{" in override or "{%" in override:
+        return override
+    try:
+        return Path(override).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError.of(
+            f"chat template {override!r} is neither a file that can be read nor a Jinja template",
+            "chat_template",
+            "give the path of a .jinja file",
+        ) from error
+
+
+def _own(folder: ModelFolder) -> tuple[dict[str, str], str] | None:
+    """The checkpoint's templates by name, and the file they come from."""
+    if folder.path is None:
+        return None
+    if folder.path.is_dir():
+        own = folder.path / "chat_template.jinja"
+        if own.is_file():
+            more = {path.stem: path for path in sorted((folder.path / "additional_chat_templates").glob("*.jinja"))}
+            return {name: path.read_text(encoding="utf-8") for name, path in {"default": own, **more}.items()}, str(own)
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            stated = read_json(folder.path / name).get("chat_template")
+            if isinstance(stated, list):
+                stated = {each["name"]: each["template"] for each in stated}
+            if isinstance(stated, str):
+                stated = {"default": stated}
+            if stated:
+                return stated, str(folder.path / name)
+    if (path := gguf_file(folder)) is not None and (source := read_metadata(path).get("tokenizer.chat_template")):
+        return {"default": source}, str(path)
+    return None
