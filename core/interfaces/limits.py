@@ -33,9 +33,10 @@ class RequestLimits:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        for token in prompt_token_ids:
-            if type(token) is not int or not 0 <= token < self.vocab:
-                raise RequestError(self._unknown(token), param="prompt")
+        # Three passes at C speed: a long prompt is checked on the front end's event loop, and again in the engine.
+        if set(map(type, prompt_token_ids)) != {int} or min(prompt_token_ids) < 0 or max(prompt_token_ids) >= self.vocab:
+            wrong = next(token for token in prompt_token_ids if type(token) is not int or not 0 <= token < self.vocab)
+            raise RequestError(self._unknown(wrong), param="prompt")
         for token in params.stop_token_ids:
             if token >= self.vocab:
                 raise RequestError(self._unknown(token), param="stop_token_ids")

@@ -1,0 +1,365 @@
+"""The front end's side of the engine process: submits requests, hands their tokens to tasks, and notices its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from core.engine import wire
+from core.engine.process import EngineProcess
+from core.engine.server import EngineBuilder
+from core.errors import EngineDeadError, ExitCode, RequestError, UserError
+from core.interfaces.frontend import Health
+from core.interfaces.request import EngineStats, Request, TokenEvent
+
+log = logging.getLogger("dovetail.engine")
+
+WATCH_SECONDS = 0.25  # a process that died silently is noticed after at most this
+
+
+class State(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    DEAD = "dead"  # for good
+    CLOSED = "closed"
+
+
+class TokenStream:
+    """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop."""
+
+    def __init__(self, client: EngineClient, life: EngineProcess, wire_ids: list[str]) -> None:
+        self._client = client
+        self._life = life
+        self._ids = wire_ids
+        self._open = set(range(len(wire_ids)))
+        self._dropped: set[int] = set()
+        self._queue: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenEvent]:
+        while self._open or not self._queue.empty():
+            item = await self._queue.get()
+            if item is None:
+                break
+            if isinstance(item, Exception):
+                raise item
+            if item[0] not in self._dropped:
+                return item
+        raise StopAsyncIteration
+
+    def drop(self, number: int) -> None:
+        """End one request at the engine; nothing more of it is heard here."""
+        self._dropped.add(number)
+        if number in self._open:
+            self._open.discard(number)
+            self._client._forget(self, [self._ids[number]])
+
+    def abort(self) -> None:
+        """End what still runs; each of it gets a last event with ``finish_reason`` "abort"."""
+        for number in sorted(self._open):
+            self._queue.put_nowait((number, TokenEvent(self._ids[number], [], "abort")))
+        self._end()
+
+    def close(self) -> None:
+        """End what still runs; whoever still reads gets nothing more."""
+        self._end()
+        self._queue.put_nowait(None)
+
+    def _end(self) -> None:
+        if self._open:
+            self._client._forget(self, [self._ids[number] for number in self._open])
+            self._open.clear()
+
+    def _put(self, number: int, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._open.discard(number)
+        self._queue.put_nowait((number, event))
+
+    def _fail(self, error: Exception) -> None:
+        self._open.clear()
+        self._queue.put_nowait(error)
+
+
+class EngineClient:
+    """Owns the engine's process through all its lives.
+
+    A thread watches the process and reads what it says; streams and futures are touched in the event loop only. ``start``,
+    ``wait_ready`` and ``close`` are for the launcher, outside any loop; the rest is for tasks of one loop.
+    """
+
+    def __init__(self, build: EngineBuilder, argument: Any, *, restarts: int = 0) -> None:
+        self._payload = pickle.dumps((build, argument))  # handed to the child as it starts, never sent over a socket
+        self._restarts = restarts
+        self._restarted = 0
+        self._state = State.LOADING
+        self._detail = "the engine is loading"
+        self._error: Exception | None = None  # why it is dead
+        self._settled = threading.Event()  # ready for the first time, or dead
+        self._life: EngineProcess | None = None
+        self._lock = threading.Lock()  # state, life and waiters, between the thread and everyone else
+        self._watcher = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, tuple[TokenStream, int]] = {}
+        self._stats: dict[int, asyncio.Future[EngineStats]] = {}
+        self._mourners: set[asyncio.Future[None]] = set()
+        self._numbers = itertools.count()
+        self.load_seconds = 0.0
+
+    # -- the launcher's part: no event loop --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process; it loads while the caller does something else."""
+        self._life = EngineProcess(self._payload)
+        self._watcher.start()
+
+    def wait_ready(self) -> None:
+        """Returns when the engine takes requests.
+
+        :raises UserError: when it could not be built for a reason the user can mend.
+        :raises EngineDeadError: when it broke or died.
+        """
+        while not self._settled.wait(WATCH_SECONDS):  # in slices, so that Ctrl-C is heard
+            pass
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def pid(self) -> int | None:
+        return self._life.pid if self._life is not None else None
+
+    @property
+    def dead(self) -> bool:
+        return self._state is State.DEAD
+
+    def close(self, grace: float = 5.0) -> None:
+        """End the process: a message, then its lifeline, then a signal. Safe to call twice."""
+        with self._lock:
+            listens = self._state is State.READY
+            if self._state is not State.DEAD:
+                self._state, self._detail = State.CLOSED, "the engine was stopped"
+            life = self._life
+        if life is None:
+            return
+        life.end(grace if listens else 0.0)  # while it loads it reads no messages
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    # -- for tasks ----------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> TokenStream:
+        """Run requests; they are accepted or refused together. Close the stream when leaving it early.
+
+        The engine's ``RequestError`` (a full queue), or ``EngineDeadError``, is raised where the stream is read.
+
+        :raises EngineDeadError: when the engine is loading again, or gone.
+        """
+        self._enter()
+        life = self._living()
+        # A number of our own: a request id may be used again while late tokens of its first use are still on their way.
+        sent = [
+            msgspec.structs.replace(request, request_id=f"{request.request_id}#{next(self._numbers)}") for request in requests
+        ]
+        stream = TokenStream(self, life, [request.request_id for request in sent])
+        if not life.send(wire.Submit(sent)):
+            raise EngineDeadError("the engine does not take requests any more")
+        for number, request in enumerate(sent):
+            self._streams[request.request_id] = (stream, number)
+        return stream
+
+    def health(self) -> Health:
+        ready = self._state is State.READY
+        return Health(alive=ready, ready=ready, detail="" if ready else self._detail)
+
+    async def stats(self) -> EngineStats:
+        loop = self._enter()
+        life = self._living()
+        ticket = next(self._numbers)
+        future: asyncio.Future[EngineStats] = loop.create_future()
+        self._stats[ticket] = future
+        try:
+            if not life.send(wire.AskStats(ticket)):
+                raise EngineDeadError("the engine does not answer any more")
+            return await future
+        finally:
+            self._stats.pop(ticket, None)
+
+    async def wait_dead(self) -> str:
+        """Returns, with the reason, when the engine is gone for good."""
+        loop = self._enter()
+        future: asyncio.Future[None] = loop.create_future()
+        self._mourners.add(future)  # before the look at the state: the thread changes it first, then wakes us
+        try:
+            if self._state is not State.DEAD:
+                await future
+        finally:
+            self._mourners.discard(future)
+        return self._detail
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def _living(self) -> EngineProcess:
+        with self._lock:
+            if self._state is not State.READY or self._life is None:
+                raise EngineDeadError(self._detail)
+            return self._life
+
+    def _forget(self, stream: TokenStream, wire_ids: list[str]) -> None:
+        for wire_id in wire_ids:
+            self._streams.pop(wire_id, None)
+        stream._life.send(wire.Abort(wire_ids))  # a life that is over takes it no more, and need not
+
+    # -- what the thread hands to the loop ----------------------------------------------------------------------------
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            found = self._streams.get(event.request_id)
+            if found is None:
+                continue  # late: it was dropped meanwhile
+            stream, number = found
+            stream._put(number, event)
+            if event.finish_reason is not None:
+                del self._streams[event.request_id]
+
+    def _refuse(self, message: wire.Refused) -> None:
+        error = RequestError(message.message, param=message.param, code=message.code, status=message.status)
+        refused = {id(stream): stream for wire_id in message.request_ids if (stream := self._lose(wire_id)) is not None}
+        for stream in refused.values():
+            stream._fail(error)
+
+    def _lose(self, wire_id: str) -> TokenStream | None:
+        found = self._streams.pop(wire_id, None)
+        return None if found is None else found[0]
+
+    def _answer_stats(self, message: wire.Stats) -> None:
+        future = self._stats.get(message.ticket)
+        if future is not None and not future.done():
+            future.set_result(message.stats)
+
+    def _bury(self, life: EngineProcess, reason: str) -> None:
+        lost = {id(stream): stream for stream, _ in self._streams.values() if stream._life is life}
+        self._streams = {key: found for key, found in self._streams.items() if found[0]._life is not life}
+        for stream in lost.values():
+            stream._fail(EngineDeadError(reason))
+        for future in list(self._stats.values()):
+            if not future.done():
+                future.set_exception(EngineDeadError(reason))
+
+    def _mourn(self) -> None:
+        for future in self._mourners:
+            if not future.done():
+                future.set_result(None)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # a closed loop: nobody listens any more
+                loop.call_soon_threadsafe(function, *arguments)
+
+    def _watch(self) -> None:
+        while (life := self._life) is not None:
+            failure = self._follow(life)
+            again = self._after(life, failure)
+            life.release()
+            if not again:
+                return
+
+    def _follow(self, life: EngineProcess) -> wire.Failed | None:
+        """Read one life's messages until it ends; what it said of its end."""
+        failure = None
+        while True:
+            raw = life.receive(WATCH_SECONDS)
+            if raw is not None:
+                failure = self._take(life, raw) or failure
+            elif not life.alive:
+                for raw in life.last_words():
+                    failure = self._take(life, raw) or failure
+                return failure
+
+    def _take(self, life: EngineProcess, raw: bytes) -> wire.Failed | None:
+        try:
+            message = wire.decode_from_engine(raw)
+        except msgspec.MsgspecError as error:
+            log.error("ignored a malformed message of the engine: %s", error)
+            return None
+        if isinstance(message, wire.Step):
+            self._in_loop(self._deliver, message.events)
+        elif isinstance(message, wire.Refused):
+            self._in_loop(self._refuse, message)
+        elif isinstance(message, wire.Stats):
+            self._in_loop(self._answer_stats, message)
+        elif isinstance(message, wire.Failed):
+            return message
+        elif life.greet():
+            self.load_seconds = message.seconds
+            with self._lock:
+                if self._state is State.LOADING:
+                    self._state, self._detail = State.READY, ""
+            self._settled.set()
+        else:
+            life.end(0.0)  # it speaks and cannot hear
+        return None
+
+    def _after(self, life: EngineProcess, failure: wire.Failed | None) -> bool:
+        """One life is over: start the next one if that was agreed, and tell everybody who waits."""
+        error = _why(life, failure)
+        reason = str(error)
+        with self._lock:
+            closed = self._state is State.CLOSED
+            was_ready = self._settled.is_set()
+            # A user error is the same in the next life; so is whatever breaks the first load.
+            again = not closed and was_ready and not isinstance(error, UserError) and self._restarted < self._restarts
+            if again:
+                self._restarted += 1
+                count = f"{self._restarted} of {self._restarts}"
+                self._state, self._detail = State.LOADING, f"{reason}; it is being started again ({count})"
+                log.error("%s; starting it again (%s)", reason, count)
+            elif not closed:
+                self._state, self._detail, self._error = State.DEAD, reason, error
+                if was_ready:
+                    log.error("%s; it is not started again", reason)
+        if failure is not None and failure.traceback:
+            log.error("the engine's traceback:\n%s", failure.traceback.rstrip())
+        self._in_loop(self._bury, life, reason)
+        if again:
+            again = self._revive()
+        if not again:
+            self._in_loop(self._mourn)
+        self._settled.set()
+        return again
+
+    def _revive(self) -> bool:
+        try:
+            life = EngineProcess(self._payload)
+        except OSError as error:
+            with self._lock:
+                self._state, self._detail = State.DEAD, f"the engine process could not be started again: {error}"
+                self._error = EngineDeadError(self._detail)
+            return False
+        with self._lock:
+            self._life = life
+            if self._state is State.CLOSED:  # while it was being started: the caller of ``close`` did not see it
+                life.end(0.0)
+        return True
+
+
+def _why(life: EngineProcess, failure: wire.Failed | None) -> Exception:
+    if failure is None:
+        return EngineDeadError(life.obituary())
+    if failure.problems:
+        return UserError(*failure.problems, exit_code=ExitCode(failure.exit_code))
+    return EngineDeadError(f"the engine broke: {failure.what}")

@@ -1,0 +1,133 @@
+"""One life of the engine's process, seen from its parent: how it is started, spoken to and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+import zmq
+
+from core.engine import wire
+
+BOOTSTRAP = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from core.engine.server import main; main()"
+LONGEST_SOCKET_FOLDER = 80  # bytes; the whole address of a unix socket has about 100
+GREETING_MS = 5000
+FAREWELL_MS = 200
+LIFELINE_SECONDS = 1.0
+
+
+class EngineProcess:
+    """A plain interpreter instead of a fork: nothing of the parent's threads, and no second run of its main module.
+
+    ``receive`` belongs to one thread; everything else may be called from any.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._folder = _private_folder()
+        self._context = zmq.Context()
+        self._context.linger = 0
+        self._to_engine = self._context.socket(zmq.PUSH)
+        self._from_engine = self._context.socket(zmq.PULL)
+        self._send_lock = threading.Lock()
+        try:
+            for socket, name in ((self._to_engine, "to_engine"), (self._from_engine, "from_engine")):
+                socket.set_hwm(0)
+                socket.bind(f"ipc://{self._folder}/{name}")
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", BOOTSTRAP, "dovetail-engine"], stdin=subprocess.PIPE, start_new_session=True
+            )
+        except BaseException:
+            self.release()
+            raise
+        assert self._child.stdin is not None
+        self._lifeline = self._child.stdin
+        with contextlib.suppress(BrokenPipeError):  # a child that is gone already is noticed by ``alive``
+            self._lifeline.write(pickle.dumps(sys.path) + pickle.dumps((self._folder, payload)))
+            self._lifeline.flush()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    def send(self, message: wire.ToEngine) -> bool:
+        """False when nobody is there to take it. Never blocks."""
+        raw = wire.encode(message)
+        with self._send_lock:
+            try:
+                self._to_engine.send(raw, zmq.NOBLOCK)
+            except (zmq.Again, zmq.ZMQError):
+                return False
+        return True
+
+    def receive(self, timeout: float) -> bytes | None:
+        if not self._from_engine.poll(int(timeout * 1000)):
+            return None
+        return self._from_engine.recv()
+
+    def greet(self) -> bool:
+        """After its first message: wait until both directions stand; the addresses are not needed any more then."""
+        stands = bool(self._to_engine.poll(GREETING_MS, zmq.POLLOUT))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return stands
+
+    def last_words(self) -> list[bytes]:
+        """What a process that has ended still said."""
+        words = []
+        while (raw := self.receive(FAREWELL_MS / 1000)) is not None:
+            words.append(raw)
+        return words
+
+    def obituary(self) -> str:
+        code = self._child.wait()
+        if code < 0:
+            name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"the engine process {self.pid} was ended by {name}{hint}"
+        return f"the engine process {self.pid} ended with exit code {code}"
+
+    def end(self, grace: float) -> None:
+        """Ask, then cut the lifeline, then kill. Returns when the process is gone."""
+        if self.alive and self.send(wire.Stop()) and self._gone(grace):
+            return
+        with contextlib.suppress(OSError):
+            self._lifeline.close()
+        if not self._gone(LIFELINE_SECONDS):
+            self._child.kill()
+            self._child.wait()
+
+    def _gone(self, seconds: float) -> bool:
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give back sockets, pipe and folder, once the process is gone and nobody receives."""
+        if hasattr(self, "_lifeline"):
+            with contextlib.suppress(OSError):
+                self._lifeline.close()
+        with self._send_lock:
+            self._to_engine.close()
+        self._from_engine.close()
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _private_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="dovetail-")  # mode 0700
+    if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="dovetail-", dir="/tmp")

@@ -1,0 +1,163 @@
+"""The engine's process: builds the engine, then serves its inbox until it is told to stop or its parent is gone."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import msgspec
+import zmq
+
+from core.engine import wire
+from core.errors import ExitCode, RequestError, UserError
+from core.interfaces.request import EngineStats, Request, TokenEvent
+
+log = logging.getLogger("dovetail.engine")
+
+LIFELINE = 0  # standard input: the parent's end closes when the parent ends, however it ends
+PARENT_CHECK_SECONDS = 0.5
+FAREWELL_MS = 2000  # how long a last message may take to leave
+
+
+class EngineLike(Protocol):
+    """What the loop needs of an engine; ``core.engine.engine.Engine`` has it."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, request: Request) -> None: ...
+    def abort(self, request_id: str) -> bool: ...
+    def step(self) -> Sequence[TokenEvent]: ...
+    def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
+
+
+EngineBuilder = Callable[[Any], EngineLike]
+
+
+def main() -> None:
+    """Entry of the child process. Standard input brings (endpoint folder, pickled (builder, argument)), then stays open."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal or a service manager signals everyone; the parent decides
+    folder, payload = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_hold_lifeline, args=(os.getppid(), folder), name="lifeline", daemon=True).start()
+    with zmq.Context() as context:
+        context.linger = FAREWELL_MS
+        with context.socket(zmq.PULL) as inbox, context.socket(zmq.PUSH) as outbox:
+            for socket in (inbox, outbox):
+                socket.set_hwm(0)
+            inbox.connect(f"ipc://{folder}/to_engine")
+            outbox.connect(f"ipc://{folder}/from_engine")
+            code = _live(inbox, outbox, payload)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an interpreter's orderly end may wait for a framework's threads
+
+
+def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -> int:
+    started = time.monotonic()
+    try:
+        build, argument = cast(tuple[EngineBuilder, Any], pickle.loads(payload))
+        engine = build(argument)
+        del argument, payload
+        gc.collect()
+        gc.freeze()  # what loading left is permanent: later collections need not walk it
+        outbox.send(wire.encode(wire.Ready(time.monotonic() - started)))
+        run(engine, inbox, outbox)
+        return ExitCode.OK
+    except UserError as error:
+        outbox.send(wire.encode(wire.Failed(list(error.problems), error.exit_code)))
+        return error.exit_code
+    except BaseException as error:
+        what = "".join(traceback.format_exception_only(error)).strip()
+        outbox.send(wire.encode(wire.Failed([], ExitCode.FAILED, what, traceback.format_exc())))
+        return ExitCode.FAILED
+
+
+def run(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
+    """Serve until a ``Stop``. Blocks on the inbox when there is nothing to do, never while there is."""
+    try:
+        while True:
+            if not engine.has_work:
+                inbox.poll()
+            while True:
+                try:
+                    raw = inbox.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                message = _decode(raw, outbox)
+                if isinstance(message, wire.Stop):
+                    return
+                if message is not None:
+                    _handle(engine, message, outbox)
+            if engine.has_work:
+                events = engine.step()
+                if events:
+                    outbox.send(wire.encode(wire.Step(list(events))))
+    finally:
+        engine.close()
+
+
+def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes]) -> None:
+    if isinstance(message, wire.Submit):
+        refusal = _add_all(engine, message.requests)
+        if refusal is not None:
+            outbox.send(wire.encode(refusal))
+    elif isinstance(message, wire.Abort):
+        for request_id in message.request_ids:
+            engine.abort(request_id)
+    elif isinstance(message, wire.AskStats):
+        outbox.send(wire.encode(wire.Stats(message.ticket, engine.stats())))
+
+
+def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None:
+    ids = [request.request_id for request in requests]
+    for number, request in enumerate(requests):
+        try:
+            engine.add(request)
+        except Exception as error:
+            for added in ids[:number]:
+                engine.abort(added)
+            if isinstance(error, RequestError):
+                return wire.Refused(ids, error.message, error.param, error.code, error.status)
+            log.exception("request %s could not be added", request.request_id)
+            return wire.Refused(ids, f"internal error: {error}", None, "internal_error", 500)
+    return None
+
+
+def _decode(raw: bytes, outbox: zmq.Socket[bytes]) -> wire.ToEngine | None:
+    """A message that does not keep to its type is refused under the request ids it names, so that nobody waits for it."""
+    try:
+        return wire.decode_to_engine(raw)
+    except msgspec.MsgspecError as error:
+        log.error("ignored a malformed message: %s", error)
+        reason = str(error)
+    try:
+        ids = [str(request["request_id"]) for request in msgspec.msgpack.decode(raw)["requests"]]
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return None
+    outbox.send(wire.encode(wire.Refused(ids, f"malformed request: {reason}", None, "invalid_value", 400)))
+    return None
+
+
+def _hold_lifeline(parent: int, folder: str) -> None:
+    """End at once when the parent is gone, also in the middle of a long step.
+
+    The pipe may be held open by a stray copy in another child of the parent; the parent's id tells then.
+    """
+    while os.getppid() == parent:
+        readable, _, _ = select.select([LIFELINE], [], [], PARENT_CHECK_SECONDS)
+        if readable and not os.read(LIFELINE, 1):
+            break
+    shutil.rmtree(folder, ignore_errors=True)  # there still, if the parent ended while this loaded
+    os._exit(ExitCode.FAILED)

@@ -1,0 +1,144 @@
+"""Text in, text out, over an engine that knows only token ids: what a front end calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from core.errors import RequestError
+from core.interfaces.frontend import ChatTemplate, Health, ModelCard, Service, TextDelta, Tokenizer
+from core.interfaces.limits import RequestLimits
+from core.interfaces.request import EngineStats, Request, SamplingParams, TokenEvent
+from core.text.assembler import TextAssembler
+
+SEEDS = 2**64
+
+
+class Tokens(Protocol):
+    """What submitted requests gain, as (number of the request, event)."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, TokenEvent]]: ...
+    def drop(self, number: int) -> None: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class EngineLink(Protocol):
+    """The engine, wherever it runs; ``core.engine.client.EngineClient`` reaches one in another process."""
+
+    def submit(self, requests: Sequence[Request]) -> Tokens: ...
+    def health(self) -> Health: ...
+    async def stats(self) -> EngineStats: ...
+    async def wait_dead(self) -> str: ...
+
+
+class TextService(Service):
+    def __init__(
+        self,
+        engine: EngineLink,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        card: ModelCard,
+        limits: RequestLimits,
+    ) -> None:
+        self.card = card
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._engine = engine
+        self._limits = limits
+        self._running: dict[str, Tokens] = {}
+        self._quiet = asyncio.Event()  # set while nothing runs
+        self._quiet.set()
+        self._draining = False
+
+    async def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[TextDelta]:
+        if self._draining:
+            raise RequestError("the server is shutting down", code="shutting_down", status=503)
+        if request_id in self._running:
+            raise RequestError(f"a request {request_id!r} is already running", param="request_id", code="duplicate_id")
+        self._limits.check(prompt_token_ids, params)
+        requests = continuations(request_id, prompt_token_ids, params, priority=priority, cache_salt=cache_salt)
+        assemblers = [
+            TextAssembler(self.tokenizer, request.params, index=index, num_prompt_tokens=len(prompt_token_ids))
+            for index, request in enumerate(requests)
+        ]
+        tokens = self._engine.submit(requests)
+        self._running[request_id] = tokens
+        self._quiet.clear()
+        try:
+            async for index, event in tokens:
+                delta = assemblers[index].feed(event)
+                if delta.finish_reason is not None and event.finish_reason is None:
+                    tokens.drop(index)  # a stop string: the engine knows no text and would go on
+                yield delta
+        finally:
+            tokens.close()
+            del self._running[request_id]
+            if not self._running:
+                self._quiet.set()
+
+    async def abort(self, request_id: str) -> bool:
+        tokens = self._running.get(request_id)
+        if tokens is None:
+            return False
+        tokens.abort()
+        return True
+
+    def health(self) -> Health:
+        health = self._engine.health()
+        if health.ready and self._draining:
+            return Health(alive=True, ready=False, detail="the server is shutting down")
+        return health
+
+    async def stats(self) -> EngineStats:
+        return await self._engine.stats()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """After ``timeout`` what still runs is aborted: its clients get an end instead of a cut."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._quiet.wait()
+        except TimeoutError:
+            for tokens in list(self._running.values()):
+                tokens.abort()
+
+    async def wait_dead(self) -> str:
+        return await self._engine.wait_dead()
+
+
+def continuations(
+    request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams, *, priority: int = 0, cache_salt: str = ""
+) -> list[Request]:
+    """One engine request for each of ``params.n``: named ``id``, ``id-1``, ...; a given seed counts up from one to the next."""
+    arrived = time.monotonic()
+    prompt = list(prompt_token_ids)
+    return [
+        Request(
+            request_id=f"{request_id}-{index}" if index else request_id,
+            prompt_token_ids=prompt,
+            params=params if params.n == 1 else msgspec.structs.replace(params, n=1, seed=_seed(params.seed, index)),
+            priority=priority,
+            arrived=arrived,
+            cache_salt=cache_salt,
+        )
+        for index in range(params.n)
+    ]
+
+
+def _seed(seed: int | None, index: int) -> int | None:
+    if seed is None or seed + index < SEEDS:
+        return None if seed is None else seed + index
+    return seed + index - SEEDS
