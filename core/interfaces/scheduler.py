@@ -22,9 +22,16 @@ class StepBudget:
     num_decodes: int = 0
     num_prefills: int = 0  # prompts that were granted tokens in this step
     num_partial: int = 0  # of these, prompts that will not be finished by it
+    num_behind: int = 0  # prompts that may still be asked about after this one
 
 
 class SchedulingPolicy(ABC):
+    """``keeps_order``: a prompt that is granted nothing holds back all behind it. A policy that says False lets them overtake,
+    and must not let them do so for ever.
+    """
+
+    keeps_order: bool = True
+
     @abstractmethod
     def order(self, request: Request) -> tuple[float, ...]:
         """The sort key of a waiting request: smaller runs earlier. Ties run in order of arrival."""

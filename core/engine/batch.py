@@ -1,0 +1,100 @@
+"""From rows and how many tokens each computes to the arrays of one step. No Python loop but over rows with adjusted logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.engine.rows import Ints, Rows
+from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
+
+
+@dataclass(slots=True)
+class Step:
+    """One step as the engine remembers it while the runner works: who took part, with how many tokens, who gets a new one."""
+
+    rows: Ints  # [S], decodes first
+    counts: Ints  # [S]
+    before: Ints  # [S], computed tokens when the step began
+    sampled: Ints  # [R] rows
+    batch: StepBatch
+
+
+def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int) -> Step:
+    page_size = state.page_size
+    before = state.computed[rows]
+    after = before + counts
+    starts = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    if num_decodes == len(rows):
+        owners, positions = rows, before
+    else:
+        owners = np.repeat(rows, counts)
+        positions = np.arange(starts[-1]) + np.repeat(before - starts[:-1], counts)
+    offsets = positions % page_size
+    last = after == state.length[rows]
+    sampled = rows[last]
+    batch = StepBatch(
+        token_ids=state.tokens[owners, positions],
+        positions=positions.astype(np.int32),
+        slots=state.pages[owners, positions // page_size].astype(np.int64) * page_size + offsets,
+        query_starts=starts.astype(np.int32),
+        context_lens=after.astype(np.int32),
+        page_table=state.pages[rows, : -(-int(after.max()) // page_size)],
+        logit_rows=starts[1:][last] - 1,
+        num_decodes=num_decodes,
+        sampling=sampling_rows(state, sampled),
+    )
+    return Step(rows, counts, before, sampled, batch)
+
+
+def sampling_rows(state: Rows, rows: Ints) -> SamplingRows:
+    temperature = state.temperature[rows]
+    return SamplingRows(
+        temperature=temperature,
+        top_k=state.top_k[rows],
+        top_p=state.top_p[rows],
+        min_p=state.min_p[rows],
+        seeds=state.seeds[rows],
+        positions=state.length[rows],
+        logprobs=state.logprobs[rows],
+        adjustment=_adjustment(state, rows),
+        all_greedy=not temperature.any(),
+    )
+
+
+def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
+    biased = np.flatnonzero(state.biased[rows])
+    banned = np.flatnonzero(state.length[rows] < state.min_length[rows])
+    penalized = np.flatnonzero(state.penalized[rows])
+    if not (len(biased) or len(banned) or len(penalized)):
+        return None
+    biasing, banning, seeing = state.at(rows[biased]), state.at(rows[banned]), state.at(rows[penalized])
+    seen = [sequence.seen for sequence in seeing if sequence.seen is not None]
+    bias_rows, bias_tokens = _flat(biased, [sequence.bias_tokens for sequence in biasing])
+    banned_rows, banned_tokens = _flat(banned, [sequence.banned for sequence in banning])
+    seen_rows, seen_tokens = _flat(penalized, [one.tokens for one in seen])
+    return LogitAdjustment(
+        bias_rows=bias_rows,
+        bias_tokens=bias_tokens,
+        bias_values=_joined([sequence.bias_values for sequence in biasing], np.float32),
+        banned_rows=banned_rows,
+        banned_tokens=banned_tokens,
+        seen_rows=seen_rows,
+        seen_tokens=seen_tokens,
+        seen_counts=_joined([one.counts for one in seen], np.float32),
+        repetition=state.repetition[rows],
+        presence=state.presence[rows],
+        frequency=state.frequency[rows],
+    )
+
+
+def _flat(places: Ints, lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(which row, which token), one entry for each token of each list."""
+    return np.repeat(places.astype(np.int32), [len(one) for one in lists]), _joined(lists, np.int32)
+
+
+def _joined(arrays: list[NDArray[np.int32]] | list[NDArray[np.float32]], dtype: type) -> NDArray:  # type: ignore[type-arg]
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)

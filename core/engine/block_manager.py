@@ -1,0 +1,124 @@
+"""Gives rows their KV pages and takes them back. Which pages are shared or kept is the cache policy's affair.
+
+At any time ``free + used + kept == total``: used by rows, or kept by the policy though no row uses them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core.engine.rows import Ints, Rows, Sequence
+from core.interfaces.cache import CachePolicy, Hit, PagePool
+
+
+class BlockManager:
+    """A row gets the pages of all its known tokens when it is admitted, so only decoding rows ever grow, a page at a time."""
+
+    def __init__(self, num_pages: int, policy: CachePolicy, rows: Rows) -> None:
+        self.pool = PagePool(num_pages, rows.page_size)
+        self._policy = policy
+        self._rows = rows
+        policy.attach(self.pool)
+
+    @property
+    def num_available(self) -> int:
+        return self.pool.num_free + self._policy.num_reclaimable
+
+    @property
+    def num_kept(self) -> int:
+        return self._policy.num_reclaimable
+
+    def find(self, sequence: Sequence) -> Hit | None:
+        """The pages that already hold a prefix of a waiting sequence, if the others it needs can be had; None if they cannot.
+
+        A page stays in reserve for every placed row that may still grow, so that a newcomer is not admitted today to be
+        preempted tomorrow. With no row placed nothing is reserved: a sequence alone always fits.
+        """
+        reserved = self._num_growing()
+        if self._rows.num_used and sequence.pages_missed > self.num_available - reserved:
+            return None  # looking again would find nothing new: what it missed has not become free
+        hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
+        if hit.num_tokens != len(hit.pages) * self.pool.page_size or hit.num_tokens >= len(sequence.tokens):
+            raise RuntimeError(
+                f"cache policy {type(self._policy).__name__} found {hit.num_tokens} of {len(sequence.tokens)} tokens in "
+                f"{len(hit.pages)} pages of {self.pool.page_size}: a hit is whole pages and leaves a token to compute"
+            )
+        missing = -(-len(sequence.tokens) // self.pool.page_size) - len(hit.pages)
+        if missing > self.num_available - reserved:  # counted anew: the hit's own pages are no longer reclaimable
+            self.give_back(hit)
+            sequence.pages_missed = missing
+            return None
+        return hit
+
+    def _num_growing(self) -> int:
+        rows = self._rows
+        return int(np.count_nonzero((rows.num_pages > 0) & (rows.num_pages < rows.most_pages)))
+
+    def give_back(self, hit: Hit) -> None:
+        """A found sequence is not admitted after all."""
+        self._policy.leave(hit.pages)
+
+    def attach(self, row: int, hit: Hit) -> None:
+        """The pages of a row that was just placed: those found, and fresh ones for the rest of its tokens."""
+        rows = self._rows
+        found = len(hit.pages)
+        number = -(-int(rows.length[row]) // self.pool.page_size)
+        if not self._make_room(number - found):
+            raise RuntimeError(f"{number - found} pages were promised by find and cannot be had")
+        rows.pages[row, :found] = hit.pages
+        rows.pages[row, found:number] = self.pool.take(number - found)
+        rows.num_pages[row] = number
+
+    def grow(self, rows: Ints) -> bool:
+        """One more page for each of ``rows``, or False and nothing done when there are not so many."""
+        if not self._make_room(len(rows)):
+            return False
+        state = self._rows
+        state.pages[rows, state.num_pages[rows]] = self.pool.take(len(rows))
+        state.num_pages[rows] += 1
+        return True
+
+    def note_filled(self, rows: Ints, before: Ints, after: Ints) -> None:
+        """Tell the policy of the pages that this step has filled; ``before`` and ``after`` count computed tokens."""
+        state, size = self._rows, self.pool.page_size
+        first, full = before // size, after // size
+        for index in np.flatnonzero(full > first).tolist():
+            row, number = int(rows[index]), int(full[index])
+            sequence = state.sequences[row]
+            assert sequence is not None
+            self._policy.filled(
+                state.tokens[row, : number * size], state.pages[row, :number], int(first[index]), sequence.request.cache_salt
+            )
+
+    def release(self, row: int) -> None:
+        state = self._rows
+        number = state.num_pages[row]
+        self._policy.leave(state.pages[row, :number].copy())
+        state.pages[row, :number] = 0
+        state.num_pages[row] = 0
+
+    def _make_room(self, wanted: int) -> bool:
+        short = wanted - self.pool.num_free
+        if short > 0:
+            self._policy.reclaim(short)
+        return self.pool.num_free >= wanted
+
+    def check(self) -> None:
+        """Whether every page is accounted for. For tests: it looks at all of them."""
+        state, pool = self._rows, self.pool
+        owners = np.zeros(pool.total, np.int64)
+        for row in range(state.number):
+            number = int(state.num_pages[row])
+            own = state.pages[row, :number]
+            if len(np.unique(own)) != number or state.pages[row, number:].any():
+                raise RuntimeError(f"the page table of row {row} is damaged: {state.pages[row].tolist()}")
+            if number * pool.page_size < state.computed[row] or (number > 0) != (state.sequences[row] is not None):
+                raise RuntimeError(f"row {row} holds {number} pages for {state.computed[row]} tokens")
+            owners[own] += 1
+        if (pool.counts < owners).any():
+            raise RuntimeError(f"pages {np.flatnonzero(pool.counts < owners).tolist()} have more owners than they count")
+        free, used = int(np.count_nonzero(pool.counts == 0)), int(np.count_nonzero(owners))
+        if free != pool.num_free or free + used + self.num_kept != pool.total:
+            raise RuntimeError(
+                f"{pool.num_free} pages free ({free} unowned) + {used} used + {self.num_kept} kept are not {pool.total}"
+            )

@@ -1,0 +1,133 @@
+"""The state of every request that holds a place: one row each, one array per property.
+
+A step is then built and committed with a handful of array operations, whatever the number of requests.
+Nothing here decides anything; the scheduler and the block manager do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.engine.penalties import Seen
+from core.interfaces.request import Request
+
+Ints = NDArray[np.int64]
+Tokens = NDArray[np.int32]
+SortKey = tuple[tuple[float, ...], int]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request from ``Engine.add`` to its last event: what does not change, and what outlives a preemption.
+
+    ``tokens`` is everything known so far while the sequence waits; while it holds a row, the row has the newer ones.
+    """
+
+    request_id: str
+    request: Request
+    key: SortKey  # (the policy's order, arrival): smaller runs earlier, survives longer
+    tokens: Tokens
+    num_prompt: int
+    limit: int  # the length, prompt included, at which it ends with "length"
+    min_length: int  # below it no stop counts
+    seed: int
+    stops: frozenset[int]
+    stop_ids: Tokens  # the same as an array
+    banned: Tokens  # what may not be sampled below ``min_length``
+    bias_tokens: Tokens
+    bias_values: NDArray[np.float32]
+    seen: Seen | None  # only when penalized
+    row: int = -1  # -1: waits
+    num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
+    pages_missed: int = 0  # pages that were wanted when it last did not fit; 0: not tried since it began to wait
+
+
+class Rows:
+    """``length`` counts known tokens, ``computed`` those whose K and V are in the cache. A free row has 0 for both.
+
+    So ``length - computed`` says what a row wants: 0 it is free, 1 it decodes, more: its prompt is being computed.
+    """
+
+    def __init__(self, number: int, max_len: int, page_size: int, vocab: int) -> None:
+        self.number = number
+        self.page_size = page_size
+        self.tokens: Tokens = np.zeros((number, max_len), np.int32)  # memory is touched, and so taken, only where used
+        self.pages: NDArray[np.int32] = np.zeros((number, -(-max_len // page_size)), np.int32)  # 0 behind a row's own
+        self.num_pages: Ints = np.zeros(number, np.int64)
+        self.most_pages: Ints = np.zeros(number, np.int64)  # what it will hold when it reaches its limit
+        self.length: Ints = np.zeros(number, np.int64)
+        self.computed: Ints = np.zeros(number, np.int64)
+        self.limit: Ints = np.zeros(number, np.int64)
+        self.min_length: Ints = np.zeros(number, np.int64)
+        self.temperature: NDArray[np.float32] = np.zeros(number, np.float32)
+        self.top_k: NDArray[np.int32] = np.zeros(number, np.int32)
+        self.top_p: NDArray[np.float32] = np.ones(number, np.float32)
+        self.min_p: NDArray[np.float32] = np.zeros(number, np.float32)
+        self.seeds: NDArray[np.uint64] = np.zeros(number, np.uint64)
+        self.logprobs: NDArray[np.int32] = np.full(number, -1, np.int32)
+        self.repetition: NDArray[np.float32] = np.ones(number, np.float32)
+        self.presence: NDArray[np.float32] = np.zeros(number, np.float32)
+        self.frequency: NDArray[np.float32] = np.zeros(number, np.float32)
+        self.penalized: NDArray[np.bool_] = np.zeros(number, np.bool_)
+        self.biased: NDArray[np.bool_] = np.zeros(number, np.bool_)
+        self.sequences: list[Sequence | None] = [None] * number
+        # How many rows stop at each token: a token with 0 ends nobody, which settles nearly every token at once.
+        self.stop_uses: NDArray[np.int32] = np.zeros(vocab, np.int32)
+        self._vocab = vocab
+        self._free = list(range(number - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.number - len(self._free)
+
+    def placed(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence is not None]
+
+    def at(self, rows: Ints) -> list[Sequence]:
+        """The sequences of rows in use."""
+        sequences = self.sequences
+        return [sequences[row] for row in rows.tolist()]
+
+    def place(self, sequence: Sequence, computed: int) -> int:
+        """Give ``sequence`` a row; its pages are the block manager's to attach."""
+        row = self._free.pop()
+        params = sequence.request.params
+        known = len(sequence.tokens)
+        self.tokens[row, :known] = sequence.tokens
+        self.length[row] = known
+        self.computed[row] = computed
+        self.limit[row] = sequence.limit
+        self.most_pages[row] = -(-(sequence.limit - 1) // self.page_size)  # the last token is never computed
+        self.min_length[row] = sequence.min_length
+        self.temperature[row] = 0.0 if params.greedy else params.temperature
+        self.top_k[row] = params.top_k if params.top_k < self._vocab else 0
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
+        self.seeds[row] = sequence.seed
+        self.logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.repetition[row] = params.repetition_penalty
+        self.presence[row] = params.presence_penalty
+        self.frequency[row] = params.frequency_penalty
+        self.penalized[row] = params.penalized
+        self.biased[row] = len(sequence.bias_tokens) > 0
+        self.stop_uses[sequence.stop_ids] += 1
+        self.sequences[row] = sequence
+        sequence.row = row
+        return row
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Take the row back; the sequence keeps its tokens. Its pages have been given back before."""
+        row = sequence.row
+        sequence.tokens = self.tokens[row, : self.length[row]].copy()
+        sequence.row = -1
+        self.length[row] = self.computed[row] = 0
+        self.stop_uses[sequence.stop_ids] -= 1
+        self.sequences[row] = None
+        self._free.append(row)

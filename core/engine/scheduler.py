@@ -1,0 +1,143 @@
+"""Who computes how much in the next step. Three kinds of rows share a budget of tokens, in this order:
+
+* decoding rows, a token each: all of them in every step, since there are never more places than tokens in the budget;
+* rows whose prompt is begun, then waiting sequences: as many tokens as the policy grants, in the order of their keys.
+
+A sequence is admitted when a place is free and pages for all its known tokens can be had. When a decoding row
+needs a page and none is left, the placed sequence with the last key is preempted: its pages go, its tokens stay, and it
+waits at its old place in the order to be computed again. The placed sequence with the first key is never preempted for
+another, so something always finishes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+
+from core.engine.batch import Step, build_step
+from core.engine.block_manager import BlockManager
+from core.engine.rows import Ints, Rows, Sequence, SortKey
+from core.errors import EngineDeadError
+from core.interfaces.scheduler import SchedulingPolicy, StepBudget
+
+MOST_PASSED_OVER = 32
+"""How many waiting sequences one step asks in vain, under a policy that lets later ones overtake."""
+
+
+class Scheduler:
+    def __init__(self, rows: Rows, blocks: BlockManager, policy: SchedulingPolicy, max_num_batched_tokens: int) -> None:
+        self.waiting: list[Sequence] = []  # sorted by key
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # of all sequences ever admitted, each counted once
+        self.num_cached_tokens = 0  # of these, found in the cache
+        self._rows = rows
+        self._blocks = blocks
+        self._policy = policy
+        self._budget = max_num_batched_tokens
+
+    def wait(self, sequence: Sequence) -> None:
+        sequence.pages_missed = 0
+        insort(self.waiting, sequence, key=_key)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence wherever it is; a placed one gives back its row and pages."""
+        if sequence.row >= 0:
+            self._blocks.release(sequence.row)
+            self._rows.vacate(sequence)
+        else:
+            del self.waiting[bisect_left(self.waiting, sequence.key, key=_key)]
+
+    def schedule(self) -> Step | None:
+        """The next step, or None when nobody is placed or waits."""
+        rows = self._rows
+        self._grow_decoding()
+        wanted = rows.length - rows.computed
+        decoding = np.flatnonzero(wanted == 1)
+        budget = StepBudget(total=self._budget, left=self._budget - len(decoding), num_decodes=len(decoding))
+        begun = sorted(rows.at(np.flatnonzero(wanted > 1)), key=_key)
+        if not (begun or self.waiting):
+            return build_step(rows, decoding, np.ones_like(decoding), len(decoding)) if len(decoding) else None
+        granted = self._prompts(begun, budget)
+        if not granted and not len(decoding):
+            # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
+            granted = self._prompts(begun[:1], budget, insist=True)
+            if not granted:
+                raise EngineDeadError(
+                    f"no page can be had for request {self.waiting[0].request_id} though nothing runs: "
+                    f"{self._blocks.num_available} of {self._blocks.pool.total} are free or reclaimable"
+                )
+        chosen = np.array([row for row, _ in granted], np.int64)
+        counts = np.array([number for _, number in granted], np.int64)
+        return build_step(
+            rows, np.concatenate([decoding, chosen]), np.concatenate([np.ones_like(decoding), counts]), len(decoding)
+        )
+
+    def _prompts(self, begun: list[Sequence], budget: StepBudget, insist: bool = False) -> list[tuple[int, int]]:
+        """(row, tokens) for each prompt that computes something in this step; waiting sequences are placed on the way."""
+        rows = self._rows
+        granted: list[tuple[int, int]] = []
+        for index, sequence in enumerate(begun):
+            if not budget.left:
+                return granted
+            budget.num_behind = len(begun) - index - 1 + min(len(self.waiting), rows.num_free)
+            row = sequence.row
+            if tokens := self._grant(int(rows.length[row] - rows.computed[row]), budget, insist):
+                granted.append((row, tokens))
+            elif self._policy.keeps_order:
+                return granted
+        if insist and granted:
+            return granted
+        passed_over = 0
+        while budget.left and rows.num_free and passed_over < min(len(self.waiting), MOST_PASSED_OVER):
+            sequence = self.waiting[passed_over]
+            hit = self._blocks.find(sequence)
+            if hit is None:
+                break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
+            budget.num_behind = min(len(self.waiting) - passed_over, rows.num_free) - 1
+            if tokens := self._grant(len(sequence.tokens) - hit.num_tokens, budget, insist):
+                del self.waiting[passed_over]
+                row = rows.place(sequence, hit.num_tokens)
+                self._blocks.attach(row, hit)
+                if sequence.num_cached < 0:
+                    sequence.num_cached = hit.num_tokens
+                    self.num_prompt_tokens += sequence.num_prompt
+                    self.num_cached_tokens += hit.num_tokens
+                granted.append((row, tokens))
+                if insist:
+                    break
+                continue
+            self._blocks.give_back(hit)
+            if self._policy.keeps_order:
+                break
+            passed_over += 1
+        return granted
+
+    def _grant(self, remaining: int, budget: StepBudget, insist: bool) -> int:
+        most = min(remaining, budget.left)
+        tokens = most if insist else max(0, min(most, self._policy.grant(remaining, budget)))
+        if tokens:
+            budget.left -= tokens
+            budget.num_prefills += 1
+            budget.num_partial += tokens < remaining
+        return tokens
+
+    def _grow_decoding(self) -> None:
+        """See that every decoding row has a page for its next token, at the cost of those with later keys."""
+        rows = self._rows
+        full = (rows.length - rows.computed == 1) & (rows.computed == rows.num_pages * rows.page_size)
+        needy: Ints = np.flatnonzero(full)
+        if not len(needy) or self._blocks.grow(needy):
+            return
+        for sequence in sorted(rows.at(needy), key=_key):
+            while sequence.row >= 0 and not self._blocks.grow(np.array([sequence.row])):
+                self._preempt(max(rows.placed(), key=_key))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.remove(sequence)
+        self.wait(sequence)
+        self.num_preemptions += 1
+
+
+def _key(sequence: Sequence) -> SortKey:
+    return sequence.key

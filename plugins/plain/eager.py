@@ -1,0 +1,13 @@
+"""No graph: a step is launched operation by operation."""
+
+from __future__ import annotations
+
+from core.interfaces.graph import Forward, GraphBackend
+
+
+class Eager(GraphBackend):
+    def prepare(self, forward: Forward) -> Forward:
+        return forward
+
+    def describe(self) -> str:
+        return "eager: nothing recorded, no memory taken"

@@ -1,0 +1,1 @@
+"""Chunked prefill: a long prompt is computed over several steps."""
