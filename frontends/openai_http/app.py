@@ -1,0 +1,51 @@
+"""The ASGI application: routes over one service. Serve it with anything that speaks ASGI; ``server`` does it with uvicorn."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.interfaces.frontend import Service
+from frontends.openai_http import chat, completions, errors, info
+from frontends.openai_http.door import Door
+from frontends.openai_http.metrics import Metrics
+from frontends.openai_http.plugin import HttpSettings
+
+
+class CountRequests:
+    """Counts answers by route and status. A client that left before its answer began counts as 499."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = errors.CLIENT_GONE
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(route, str(status)).inc()
+
+
+def create_app(service: Service, section: HttpSettings | None = None) -> FastAPI:
+    """``app.state.door`` is what a server needs to stop it: ``Door.close`` and ``Door.end_calls``."""
+    door = Door(service, section or HttpSettings())
+    app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
+    app.state.door = door
+    app.add_middleware(CountRequests, metrics=door.metrics)
+    errors.install(app)
+    chat.add_routes(app, door)
+    completions.add_routes(app, door)
+    info.add_routes(app, door)
+    return app

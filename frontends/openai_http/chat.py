@@ -1,0 +1,111 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.errors import RequestError
+from core.interfaces.frontend import TextDelta, TokenInfo
+from frontends.openai_http.body import read_body
+from frontends.openai_http.door import Call, Door
+from frontends.openai_http.generation import Gathered, answer, encode
+from frontends.openai_http.params import chat_params, check_limits, renamed
+from frontends.openai_http.schema import ChatBody
+
+LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
+
+
+class ChatForm:
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def opening(self, choice: int) -> dict[str, Any]:
+        return self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def piece(self, choice: int, delta: TextDelta) -> dict[str, Any]:
+        chunk = self._chunk(choice, {"content": delta.text})
+        if delta.logprobs:
+            chunk["logprobs"] = _logprobs(delta.logprobs)
+        return chunk
+
+    def closing(self, choice: int, delta: TextDelta) -> dict[str, Any]:
+        return self._chunk(choice, {}) | {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+
+    def whole(self, choice: int, gathered: Gathered) -> dict[str, Any]:
+        assert gathered.last is not None
+        return {
+            "index": choice,
+            "message": {"role": "assistant", "content": gathered.text, "refusal": None},
+            "logprobs": _logprobs(gathered.infos) if gathered.infos else None,
+            "finish_reason": gathered.last.finish_reason,
+            "stop_reason": gathered.last.stop_reason,
+        }
+
+    def _chunk(self, choice: int, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def add_routes(app: FastAPI, door: Door) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = await read_body(request, ChatBody, door.section.max_request_bytes)
+        model = door.model_named(body.model)
+        params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
+        prompt = await _prompt(door, body)
+        check_limits(door.service.card, prompt, params, "messages")
+        options = body.stream_options
+        call = Call(
+            id=f"chatcmpl-{body.request_id or uuid4().hex}",
+            model=model,
+            created=int(time.time()),
+            prompts=[prompt],
+            params=params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            stream=bool(body.stream),
+            include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
+        )
+        try:
+            return await answer(door, request, call, ChatForm())
+        except RequestError as error:
+            raise renamed(error, {"prompt": "messages"}) from None
+
+
+async def _prompt(door: Door, body: ChatBody) -> list[int]:
+    template = door.service.chat_template
+    if template is None:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+            param="messages",
+            code="no_chat_template",
+        )
+    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
+    if reserved := kwargs.keys() & {"messages", "self"}:
+        raise RequestError(f"{reserved.pop()} cannot be given to the template", param="chat_template_kwargs")
+    try:
+        text = template.render([message.for_template() for message in body.messages], **kwargs)
+    except RequestError as error:
+        raise RequestError(error.message, param=error.param or "messages", code=error.code, status=error.status) from None
+    return await encode(door.service.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
+
+
+def _logprobs(infos: tuple[TokenInfo, ...] | list[TokenInfo]) -> dict[str, Any]:
+    return {
+        "content": [
+            _token(info.text, info.bytes, info.logprob)
+            | {"top_logprobs": [_token(top.text, top.bytes, top.logprob) for top in info.top]}
+            for info in infos
+        ],
+        "refusal": None,
+    }
+
+
+def _token(text: str, raw: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(raw)}

@@ -1,0 +1,121 @@
+"""The deltas of one HTTP call: those of all its prompts, in batches of whatever has become ready since the last look.
+
+A client that reads slowly, or an engine that is quick, thus costs one write for several tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from core.interfaces.frontend import TextDelta
+
+Numbered = tuple[int, TextDelta]  # the prompt's place in the call, and what it gained
+Result = TypeVar("Result")
+
+
+class Deltas:
+    """``batch()`` until it gives nothing. ``close()`` in every case: it aborts what still runs."""
+
+    def __init__(self, sources: Sequence[AsyncIterator[TextDelta]]) -> None:
+        self._ready: list[Numbered] = []
+        self._error: Exception | None = None
+        self._running = len(sources)
+        self._wake = asyncio.Event()
+        self._pumps = [asyncio.create_task(self._pump(number, source)) for number, source in enumerate(sources)]
+
+    async def batch(self) -> list[Numbered]:
+        """What is ready, one delta a choice; empty at the end.
+
+        :raises RequestError, EngineDeadError: what a source raised, after everything before it has been handed out.
+        """
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if not self._running:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        ready, self._ready = self._ready, []
+        return ready if len(ready) == 1 else _coalesced(ready)
+
+    def fail(self, error: Exception) -> None:
+        """End the call with ``error``, after what is ready; what still runs is aborted."""
+        if self._error is None:
+            self._error = error
+        self._wake.set()
+        for pump in self._pumps:
+            if pump is not asyncio.current_task():
+                pump.cancel()
+
+    async def close(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _pump(self, number: int, source: AsyncIterator[TextDelta]) -> None:
+        try:
+            async for delta in source:
+                self._ready.append((number, delta))
+                self._wake.set()
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self._running -= 1
+            self._wake.set()
+            if (close := getattr(source, "aclose", None)) is not None:
+                await close()
+
+
+def _coalesced(ready: list[Numbered]) -> list[Numbered]:
+    by_choice: dict[tuple[int, int], list[TextDelta]] = {}
+    for number, delta in ready:
+        by_choice.setdefault((number, delta.index), []).append(delta)
+    return [(number, _joined(deltas)) for (number, _), deltas in by_choice.items()]
+
+
+def _joined(deltas: list[TextDelta]) -> TextDelta:
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    infos = [delta.logprobs for delta in deltas if delta.logprobs is not None]
+    return TextDelta(
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        logprobs=tuple(chain.from_iterable(infos)) if infos else None,
+        finish_reason=last.finish_reason,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_generated_tokens=last.num_generated_tokens,
+        num_cached_tokens=max(delta.num_cached_tokens for delta in deltas),
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do ``work`` for as long as somebody waits for it. The request's body must have been read.
+
+    :raises ClientDisconnect: when the client left first; ``work`` has then been cancelled and has ended.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,116 @@
+"""What the routes share: the service, the calls that run, and whether new ones are taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from core.errors import RequestError
+from core.interfaces.frontend import Service
+from core.interfaces.request import SamplingParams
+from frontends.openai_http.deltas import Deltas
+from frontends.openai_http.metrics import Metrics
+from frontends.openai_http.plugin import HttpSettings
+
+
+@dataclass(frozen=True)
+class Call:
+    """One generation call: all that the engine and the answer need, whichever route it came by."""
+
+    id: str
+    model: str
+    created: int
+    prompts: Sequence[list[int]]
+    params: SamplingParams
+    priority: int
+    cache_salt: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+class Door:
+    def __init__(self, service: Service, section: HttpSettings) -> None:
+        self.service = service
+        self.section = section
+        self.metrics = Metrics()
+        self.version = _version()
+        identity = f"{self.version} {service.card.name} {service.card.vocab}"
+        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
+        self._calls: dict[str, Deltas] = {}
+        self._closed: Exception | None = None
+
+    @property
+    def closed(self) -> Exception | None:
+        """Why nothing new is taken; None while it is."""
+        return self._closed
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        return self.service.card.served_names or (self.service.card.name,)
+
+    def model_named(self, name: str | None) -> str:
+        """The name the answer carries. :raises RequestError: 404 for a model that is not served here."""
+        if name is None:
+            return self.served_names[0]
+        if name not in self.served_names:
+            raise RequestError(
+                f"the model {name[:200]!r} is not served here; this server has {', '.join(map(repr, self.served_names))}",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+        return name
+
+    def begin(self, call: Call) -> Deltas:
+        """:raises RequestError: when there are too many calls, or when the call's id is taken."""
+        if self._closed is not None:
+            raise self._closed
+        if len(self._calls) >= self.section.max_concurrency:
+            raise RequestError(
+                f"{len(self._calls)} generation calls are in flight, the most this server takes: try again later",
+                code="rate_limit_exceeded",
+                status=429,
+            )
+        if call.id in self._calls:
+            raise RequestError(f"the request id {call.id!r} is in use", param="request_id")
+        several = len(call.prompts) > 1
+        deltas = Deltas(
+            [
+                self.service.generate(
+                    prompt,
+                    call.params,
+                    request_id=f"{call.id}-{number}" if several else call.id,
+                    priority=call.priority,
+                    cache_salt=call.cache_salt,
+                )
+                for number, prompt in enumerate(call.prompts)
+            ]
+        )
+        self._calls[call.id] = deltas
+        self.metrics.in_flight.inc()
+        return deltas
+
+    async def finish(self, call: Call) -> None:
+        """The call is over, or its client has left: what still runs of it is aborted."""
+        if (deltas := self._calls.pop(call.id, None)) is not None:
+            self.metrics.in_flight.dec()
+            await deltas.close()
+
+    def close(self, reason: Exception) -> None:
+        """From now on a new call is answered with ``reason``. The first reason stays."""
+        self._closed = self._closed or reason
+
+    def end_calls(self, reason: Exception) -> None:
+        """End every running call with ``reason``; streams tell it in an error event."""
+        for deltas in list(self._calls.values()):
+            deltas.fail(reason)
+
+
+def _version() -> str:
+    try:
+        return version("dovetail-serve")
+    except PackageNotFoundError:
+        return "0+unknown"

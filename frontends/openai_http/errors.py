@@ -1,0 +1,117 @@
+"""What goes wrong, as OpenAI's error bodies: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from core.errors import EngineDeadError, RequestError
+
+log = logging.getLogger("dovetail.http")
+
+CLIENT_GONE = 499  # nobody reads it; it is what logs and metrics say
+RETRY_AFTER_SECONDS = "1"
+_SHOWN_ERRORS = 5
+_TYPES = {
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+
+
+class StoppingError(RuntimeError):
+    """The server has been told to stop: nothing new is taken, and what is left was not finished in time."""
+
+
+class GenerationError(RuntimeError):
+    """The engine ended one request with an error and lives on."""
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """The status and body that tell a client of ``error``. Nothing of an unforeseen error's text is shown."""
+    match error:
+        case RequestError():
+            code = error.code
+            if error.status == 429 and code == "invalid_value":
+                code = "rate_limit_exceeded"
+            return error.status, error_body(error.status, error.message, param=error.param, code=code)
+        case EngineDeadError():
+            message = f"the engine is gone: {error}" if str(error) else "the engine is gone"
+            return 503, error_body(503, message, code="engine_dead")
+        case StoppingError():
+            return 503, error_body(503, str(error), code="server_stopping")
+        case GenerationError():
+            return 500, error_body(500, str(error), code="generation_failed")
+        case _:
+            return 500, error_body(500, "an internal error; the server's log has the cause", code="internal_error")
+
+
+def response_to(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    sent = dict(headers or {})
+    if status == 429:
+        sent["retry-after"] = RETRY_AFTER_SECONDS
+    return Response(msgspec.json.encode(body), status, sent, media_type="application/json")
+
+
+def invalid(error: ValidationError) -> RequestError:
+    """Pydantic's findings as one error. ``param`` is the first field; every field is in the message."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    texts = []
+    for each in found[:_SHOWN_ERRORS]:
+        field, text = _path(each["loc"]), each["msg"][:1].lower() + each["msg"][1:]
+        texts.append(f"{field}: {text}" if field else text)
+    if len(found) > _SHOWN_ERRORS:
+        texts.append(f"and {len(found) - _SHOWN_ERRORS} more")
+    first = found[0]
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    if first["type"] == "json_invalid":
+        code = "invalid_json"
+    return RequestError("; ".join(texts), param=_path(first["loc"]) or None, code=code)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def install(app: FastAPI) -> None:
+    """Every way out of a route that is not an answer ends in an OpenAI error body."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        return response_to(*describe(error))
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return response_to(*describe(error))  # Starlette raises it again, so that the server's log has the traceback
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        route = f"{request.method} {request.url.path}"
+        message = {
+            404: f"there is no {route}",
+            405: f"{request.url.path} does not take {request.method}",
+        }.get(error.status_code, str(error.detail))
+        return response_to(error.status_code, error_body(error.status_code, message), error.headers)
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    for kind in (RequestError, EngineDeadError, StoppingError, GenerationError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unforeseen)

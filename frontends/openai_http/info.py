@@ -1,0 +1,68 @@
+"""What the server says of itself: models, health, metrics, version."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from core.errors import EngineDeadError
+from core.interfaces.request import EngineStats
+from frontends.openai_http.door import Door
+from frontends.openai_http.errors import response_to
+
+_STATS_TIMEOUT = 2.0  # seconds; a scrape must not hang because the engine does
+
+
+def add_routes(app: FastAPI, door: Door) -> None:
+    card = door.service.card
+    last_stats = EngineStats()
+
+    def model(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": card.created,
+            "owned_by": "dovetail",
+            "root": card.name,
+            "parent": None,
+            "max_model_len": card.max_model_len,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return response_to(200, {"object": "list", "data": [model(name) for name in door.served_names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> Response:
+        return response_to(200, model(door.model_named(name)))
+
+    async def health() -> Response:
+        """200 while requests are taken."""
+        state = door.service.health()
+        if not state.alive or isinstance(door.closed, EngineDeadError):
+            return response_to(503, {"status": "engine dead", "detail": state.detail or str(door.closed or "")})
+        if door.closed is not None or not state.ready:
+            return response_to(503, {"status": "not ready", "detail": state.detail or str(door.closed or "")})
+        return response_to(200, {"status": "ok"})
+
+    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/ping", health, methods=["GET", "POST"])
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """The engine's last known figures when it does not answer, with ``dovetail_engine_up`` 0."""
+        nonlocal last_stats
+        try:
+            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
+            up = True
+        except (EngineDeadError, TimeoutError):
+            up = False
+        return Response(door.metrics.render(last_stats, up=up), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/version")
+    async def version() -> Response:
+        return response_to(200, {"version": door.version})

@@ -1,0 +1,120 @@
+"""From a request's fields to ``SamplingParams``: what the request says, else what the checkpoint says, else OpenAI's defaults.
+
+Those last are temperature 1, top_p 1, no penalties, one choice; ``max_tokens`` is 16 for a completion and the rest of the
+context for a chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.errors import RequestError
+from core.interfaces.frontend import ModelCard
+from core.interfaces.limits import RequestLimits
+from core.interfaces.request import SamplingParams
+from frontends.openai_http.schema import ChatBody, CompletionBody, GenerationBody
+
+_FIELDS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+)
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def chat_params(body: ChatBody, defaults: Mapping[str, Any], max_logprobs: int) -> SamplingParams:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+    wanted = None
+    if body.logprobs:
+        wanted = _logprobs("top_logprobs", body.top_logprobs or 0, max_logprobs)
+    limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return _params(body, defaults, limit_field, None, wanted)
+
+
+def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_logprobs: int) -> SamplingParams:
+    if body.suffix:
+        raise RequestError(
+            "suffix is not supported: this model only continues text", param="suffix", code="unsupported_parameter"
+        )
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise RequestError(
+            f"best_of ({body.best_of}) must equal n ({body.n or 1}): choosing among more than n is not supported",
+            param="best_of",
+            code="unsupported_parameter",
+        )
+    if body.echo and body.logprobs is not None:
+        raise RequestError(
+            "echo with logprobs is not supported: log-probabilities of the prompt are not computed",
+            param="echo",
+            code="unsupported_parameter",
+        )
+    wanted = None if body.logprobs is None else _logprobs("logprobs", body.logprobs, max_logprobs)
+    return _params(body, defaults, "max_tokens", 16, wanted)
+
+
+def check_supported(body: GenerationBody) -> None:
+    """:raises RequestError: for what would change the answer and cannot be done, and for options that contradict each other."""
+    for name in body.demands():
+        raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream to be true", param="stream_options")
+
+
+def check_limits(card: ModelCard, prompt: list[int], params: SamplingParams, prompt_field: str) -> None:
+    try:
+        RequestLimits(card.max_model_len, card.vocab).check(prompt, params)
+    except RequestError as error:
+        raise renamed(error, {"prompt": prompt_field}) from None
+
+
+def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """The same error under the name by which this request knows the field."""
+    if error.param is None or error.param not in names:
+        return error
+    return RequestError(error.message, param=names[error.param], code=error.code, status=error.status)
+
+
+def _params(
+    body: GenerationBody, defaults: Mapping[str, Any], limit_field: str, limit: int | None, logprobs: int | None
+) -> SamplingParams:
+    fields = {name: defaults[name] for name in _DEFAULTED if defaults.get(name) is not None}
+    fields |= {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
+    given = getattr(body, limit_field)
+    if given is not None and given < 1:
+        raise RequestError(f"{limit_field} must be at least 1, got {given}", param=limit_field)
+    try:
+        return SamplingParams(
+            **fields,
+            max_tokens=limit if given is None else given,
+            logit_bias=_bias(body.logit_bias or {}),
+            logprobs=logprobs,
+        )
+    except RequestError as error:
+        raise renamed(error, {"max_tokens": limit_field}) from None
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    for token in given:
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise RequestError(f"logit_bias takes token ids as keys, not {token[:40]!r}", param="logit_bias")
+    return {int(token): bias for token, bias in given.items()}
+
+
+def _logprobs(field: str, wanted: int, most: int) -> int:
+    if not 0 <= wanted <= most:
+        raise RequestError(f"{field} must lie in [0, {most}], got {wanted}", param=field)
+    return wanted

@@ -1,0 +1,190 @@
+"""Requests as they come over the wire: OpenAI's fields, then those that vLLM and FastDeploy added.
+
+Types are checked here, strictly (a number in quotes is no number); ranges are checked by ``SamplingParams``. A field that
+nobody knows is ignored, as OpenAI-compatible servers do; a field that asks for something this server cannot do is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", message)
+
+
+def _stop(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(each, str) for each in strings):
+        raise _wrong("must be a string or a list of strings")
+    return strings
+
+
+def _token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+
+
+def _prompt(value: Any) -> list[str] | list[list[int]]:
+    """One prompt becomes a list of one."""
+    if isinstance(value, str):
+        return [value]
+    if _token_ids(value):
+        return [value]
+    if value == []:
+        raise _wrong("must not be empty")
+    if isinstance(value, list) and (all(isinstance(each, str) for each in value) or all(map(_token_ids, value))):
+        return value
+    raise _wrong("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+def _content(value: Any) -> str | None:
+    """Text parts are joined by line ends."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _wrong("must be a string or a list of parts")
+    texts = []
+    for number, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise _wrong(f"part {number} must be an object with a type")
+        if kind != "text":
+            raise _wrong(f"part {number} is of type '{kind[:40]}': this model takes text only")
+        if not isinstance(part.get("text"), str):
+            raise _wrong(f"part {number} needs its text as a string")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+Stop = Annotated[list[str] | None, BeforeValidator(_stop)]
+Prompt = Annotated[Any, BeforeValidator(_prompt)]
+Content = Annotated[str | None, BeforeValidator(_content)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class StreamOptions(_Wire):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class Message(_Wire):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = None
+    name: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """ "developer" is OpenAI's newer word for "system", which is what templates know."""
+        role = "system" if self.role == "developer" else self.role
+        known: dict[str, Any] = {"role": role, "content": self.content or ""}
+        if self.name is not None:
+            known["name"] = self.name
+        return known
+
+
+class GenerationBody(_Wire):
+    """What both kinds of completion take. None means: not given."""
+
+    unsupported: ClassVar[frozenset[str]] = frozenset(
+        {
+            "allowed_token_ids",
+            "bad_words",
+            "bad_words_token_ids",
+            "guided_choice",
+            "guided_grammar",
+            "guided_json",
+            "guided_regex",
+            "logits_processors",
+            "logits_processors_args",
+            "prompt_logprobs",
+            "structural_tag",
+            "structured_outputs",
+            "truncate_prompt_tokens",
+            "use_beam_search",
+        }
+    )
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    cache_salt: str | None = Field(None, max_length=256)
+    request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
+    response_format: dict[str, Any] | None = None
+
+    def demands(self) -> Iterator[str]:
+        """Names of fields that ask for what this server cannot do."""
+        extra = self.model_extra or {}
+        yield from sorted(name for name in self.unsupported if extra.get(name))
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            yield "response_format"
+
+    def unknown(self) -> list[str]:
+        """Names of fields that are ignored."""
+        return sorted(set(self.model_extra or ()) - self.unsupported)
+
+
+class ChatBody(GenerationBody):
+    """``POST /v1/chat/completions``."""
+
+    unsupported: ClassVar[frozenset[str]] = GenerationBody.unsupported | {
+        "audio",
+        "chat_template",
+        "continue_final_message",
+        "function_call",
+        "functions",
+        "prediction",
+        "tools",
+        "web_search_options",
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def demands(self) -> Iterator[str]:
+        yield from super().demands()
+        modalities = (self.model_extra or {}).get("modalities")
+        if modalities not in (None, [], ["text"]):
+            yield "modalities"
+
+
+class CompletionBody(GenerationBody):
+    """``POST /v1/completions``. ``prompt`` is always a list after validation."""
+
+    prompt: Prompt
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None

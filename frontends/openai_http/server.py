@@ -1,0 +1,200 @@
+"""The front end itself: uvicorn around the application, from the bound socket to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from core.errors import EngineDeadError, ExitCode, UserError
+from core.interfaces.frontend import FrontEnd, Service
+from frontends.openai_http.app import create_app
+from frontends.openai_http.door import Door
+from frontends.openai_http.errors import StoppingError
+from frontends.openai_http.plugin import HttpSettings
+
+log = logging.getLogger("dovetail.http")
+
+DEATH_NOTICE = 1.0  # seconds for which a server whose engine died still answers, with 503, before it goes
+FLUSH_TIMEOUT = 2  # seconds for clients to take what has been written when nothing more will be
+KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection, so that it is they who close it
+BACKLOG = 2048
+
+
+class OpenAIServer(FrontEnd):
+    """``run`` serves until SIGTERM, SIGINT, ``stop()`` or the engine's death."""
+
+    def __init__(self, section: HttpSettings, *, drain_timeout: float) -> None:
+        self._section = section
+        self._drain_timeout = drain_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+
+    def run(self, service: Service) -> ExitCode:
+        """:raises UserError: when the address cannot be listened on."""
+        bound = _bind(self._section.host, self._section.port)
+        with contextlib.closing(bound):
+            return asyncio.run(self._run(service, bound))
+
+    def stop(self) -> None:
+        """What SIGTERM does, from any thread; nothing when the server does not run."""
+        if self._loop is not None and self._stop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _run(self, service: Service, bound: socket.socket) -> ExitCode:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = create_app(service, self._section)
+        door: Door = app.state.door
+        server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=math.ceil(self._drain_timeout) + FLUSH_TIMEOUT,
+                backlog=BACKLOG,
+            ),
+            announcement=f"listening on {_url(bound)}\n",
+        )
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        stopping = asyncio.create_task(self._stop.wait())
+        dying = asyncio.create_task(service.wait_dead())
+        with _signals(self._loop, self._stop, server):
+            try:
+                await asyncio.wait((serving, stopping, dying), return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done() and not serving.done():
+                    await self._drain(service, door, server, dying)
+                if dying.done():
+                    await self._mourn(door, server, dying.result())
+                    await serving
+                    return ExitCode.ENGINE_DIED
+                await serving
+                return ExitCode.OK
+            finally:
+                for task in (serving, stopping, dying):
+                    task.cancel()
+                await asyncio.gather(serving, stopping, dying, return_exceptions=True)
+
+    async def _drain(self, service: Service, door: Door, server: _Uvicorn, dying: asyncio.Task[str]) -> None:
+        log.info("stopping: waiting at most %g s for what is running", self._drain_timeout)
+        stopping = StoppingError("the server is stopping")
+        door.close(stopping)
+        server.should_exit = True
+        draining = asyncio.create_task(service.drain(self._drain_timeout))
+        await asyncio.wait((draining, dying), timeout=self._drain_timeout + FLUSH_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        door.end_calls(stopping)
+
+    async def _mourn(self, door: Door, server: _Uvicorn, reason: str) -> None:
+        log.error("the engine died: %s", reason)
+        dead = EngineDeadError(reason)
+        door.close(dead)
+        door.end_calls(dead)
+        await asyncio.sleep(0 if server.should_exit else DEATH_NOTICE)
+        server.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to the front end, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, *, announcement: str) -> None:
+        super().__init__(config)
+        self._announcement = announcement
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        sys.stdout.write(self._announcement)
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, server: _Uvicorn) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the server; a second one does not wait for anybody."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heard() -> None:
+        if stop.is_set():
+            server.force_exit = True
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heard)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError):
+        raise UserError.of(
+            f"the host {host!r} is no address and no name that can be resolved",
+            "openai_http.host",
+            "--host 127.0.0.1 for this machine only",
+            "--host 0.0.0.0 for every interface",
+        ) from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise _unusable(host, port, error) from None
+    return bound
+
+
+def _unusable(host: str, port: int, error: OSError) -> UserError:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return UserError.of(
+                f"port {port} on {host} is in use by another program",
+                "openai_http.port",
+                f"--port {port + 1 if port < 65535 else 8000}, or another free one",
+                "--port 0 to have a free one picked",
+                "stop the program that has it",
+            )
+        case errno.EACCES | errno.EPERM:
+            return UserError.of(
+                f"port {port} may not be listened on by this user", "openai_http.port", "--port 8000, or another above 1023"
+            )
+        case errno.EADDRNOTAVAIL:
+            return UserError.of(
+                f"{host} is no address of this machine",
+                "openai_http.host",
+                "--host 127.0.0.1 for this machine only",
+                "--host 0.0.0.0 for every interface",
+            )
+        case _:
+            reason = error.strerror or str(error)
+            return UserError.of(
+                f"cannot listen on {host}:{port}: {reason.lower()}", "openai_http.host", "give another --host or --port"
+            )
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
