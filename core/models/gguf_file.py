@@ -1,0 +1,180 @@
+"""A GGUF file, mapped: metadata, then where each tensor lies, then the tensors' blocks.
+
+The header is walked here, since the ``gguf`` package takes seconds to index a tokenizer's strings; that package's
+dequantization turns blocks into values.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.interfaces.model import Tensor
+
+STRING, ARRAY = 8, 9
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+ALIGNMENT = 32  # unless general.alignment says otherwise
+MOST_DIMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A tensor in a file: its numeric format by number, its shape (row-major, unlike the file's own order), its offset."""
+
+    kind: int
+    shape: tuple[int, ...]
+    offset: int
+
+
+class HeaderWalk:
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+
+    def scalar(self, code: str) -> Any:
+        (value,) = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += struct.calcsize("<" + code)
+        return value
+
+    def count(self) -> int:
+        """A number of things that follow; each takes a byte at least, so a file cannot claim more than it is long."""
+        number: int = self.scalar("Q")
+        if number > len(self.data) - self.at:
+            raise ValueError("it is truncated")
+        return number
+
+    def string(self) -> str:
+        length = self.count()
+        start, self.at = self.at, self.at + length
+        return self.data[start : self.at].decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        if kind != ARRAY:
+            raise ValueError(f"it has a value of the unknown kind {kind}")
+        element, count = self.scalar("I"), self.count()
+        if element not in SCALARS:
+            return [self.value(element) for _ in range(count)]
+        layout = f"<{count}{SCALARS[element]}"
+        values = struct.unpack_from(layout, self.data, self.at)
+        self.at += struct.calcsize(layout)
+        return list(values)
+
+    def blocks(self) -> tuple[str, Blocks]:
+        name, dims = self.string(), self.scalar("I")
+        if dims > MOST_DIMS:
+            raise ValueError(f"tensor {name!r} has {dims} dimensions")
+        shape = tuple(reversed([self.scalar("Q") for _ in range(dims)]))
+        return name, Blocks(self.scalar("I"), shape, self.scalar("Q"))
+
+
+class GgufFile:
+    """``metadata`` holds every key; ``tensors`` where each tensor lies, its offset counted from the file's beginning."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._read_header(HeaderWalk(self._map))
+        except (ValueError, struct.error, RecursionError) as error:
+            raise broken(path, str(error) if type(error) is ValueError else "it is truncated") from None
+
+    def _read_header(self, walk: HeaderWalk) -> None:
+        if walk.data[:4] != b"GGUF":
+            raise ValueError("it is not a GGUF file")
+        walk.at = 4
+        version = walk.scalar("I")
+        if version not in (2, 3):
+            raise ValueError(f"its GGUF version is {version}, not 2 or 3 (of a little-endian machine)")
+        tensors, keys = walk.count(), walk.count()
+        self.metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            key = walk.string()
+            self.metadata[key] = walk.value(walk.scalar("I"))
+        self.tensors: dict[str, Blocks] = {}
+        for _ in range(tensors):
+            name, at = walk.blocks()
+            if name in self.tensors:
+                raise ValueError(f"it has tensor {name!r} twice")
+            self.tensors[name] = at
+        alignment = self.metadata.get("general.alignment", ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"its alignment is {alignment!r}")
+        start = -(-walk.at // alignment) * alignment
+        self.tensors = {name: Blocks(at.kind, at.shape, start + at.offset) for name, at in self.tensors.items()}
+
+    def check(self) -> None:
+        """:raises UserError: unless every tensor lies inside the file, in a format that is known."""
+        try:
+            for name in self.tensors:
+                if self._end(name) > len(self._map):
+                    raise ValueError(
+                        f"tensor {name!r} ends at byte {self._end(name)}, but the file has {len(self._map)}: it is truncated"
+                    )
+        except ValueError as error:
+            raise broken(self.path, str(error)) from None
+
+    def _row_bytes(self, name: str) -> int:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        at = self.tensors[name]
+        try:
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(at.kind)]
+        except (ValueError, KeyError):
+            raise ValueError(f"tensor {name!r} has the unknown format number {at.kind}") from None
+        width = at.shape[-1] if at.shape else 1
+        if width % block:
+            raise ValueError(f"tensor {name!r} has rows of {width}, which blocks of {block} do not fill")
+        return int(width // block * size)
+
+    def _end(self, name: str) -> int:
+        at = self.tensors[name]
+        return at.offset + prod(at.shape[:-1]) * self._row_bytes(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """float32 values; float32 and float16 tensors are mapped, bfloat16 and packed ones are computed."""
+        import ml_dtypes
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        at = self.tensors[name]
+        raw = np.frombuffer(self._map, np.uint8, self._end(name) - at.offset, at.offset)
+        kind = GGMLQuantizationType(at.kind)
+        plain = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}.get(kind.name)
+        if plain is not None and at.offset % np.dtype(plain).itemsize == 0:
+            mapped: Tensor = raw.view(plain).reshape(at.shape)
+            return mapped
+        try:
+            values: Tensor = dequantize(raw.reshape(*at.shape[:-1], -1), kind)
+        except NotImplementedError:
+            raise UserError.of(
+                f"cannot read {self.path}: tensor {name!r} is stored as {kind.name}, which nothing here unpacks",
+                "",
+                "choose a file of another format, such as Q8_0 or Q4_K",
+            ) from None
+        return values
+
+    def release(self, name: str) -> None:
+        start = self.tensors[name].offset
+        start -= start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, start, self._end(name) - start)
+
+    def close(self) -> None:
+        with suppress(BufferError):  # where somebody still holds a view, the map goes with the last one
+            self._map.close()
+
+
+def broken(path: Path, why: str) -> UserError:
+    return UserError.of(f"cannot read {path}: {why}", "", "fetch the file again: it is damaged, or not what it seems")

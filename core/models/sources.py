@@ -1,0 +1,150 @@
+"""Where a model comes from: a local folder or file first, then ``random:``, ``demo``, and the chosen hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.interfaces.model import CheckpointFormat, ModelFolder
+from core.models import demo, hubs
+
+RANDOM = "random:"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_FILE = re.compile(rf"({HUB_NAME.pattern})/([^/]+\.gguf)")
+LIGHT = ["*.json", "*.model", "*.jinja", "*.txt"]  # config, tokenizer, chat template, shard index
+WEIGHTS = ["*.safetensors"]
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pdparams"})
+
+
+def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, CheckpointFormat]) -> ModelFolder:
+    """Find a model and its format. From a hub only its small files are fetched, or the one GGUF file that was named.
+
+    :param formats: the chosen checkpoint formats by name.
+    :raises UserError: when there is no such model, or no format reads it.
+    """
+    if model.startswith(RANDOM):
+        needed(formats, "random").config(Path(model))
+        return ModelFolder(model, None, "random")
+    path = Path(model).expanduser()
+    if path.exists() and (model != demo.NAME or recognized(path, formats)):
+        return local(model, path.absolute(), formats)
+    if model == demo.NAME:
+        needed(formats, "gguf")
+        return ModelFolder(model, demo.demo_file(cache_folder(settings)), "gguf")
+    if (named := HUB_FILE.fullmatch(model)) is not None:
+        needed(formats, "gguf")
+        repo, name = named.groups()
+        return ModelFolder(model, whole_file(repo, name, settings), "gguf")
+    if HUB_NAME.fullmatch(model) is None or model.endswith(".gguf"):
+        raise not_found(model)
+    needed(formats, "safetensors")
+    folder = download(model, settings, LIGHT)
+    if not (folder / "config.json").is_file():
+        raise UserError.of(
+            f"{model} on {hub_title(settings)} has no config.json",
+            "model",
+            f"if it holds GGUF files, name one: --model {model}/FILE.gguf",
+            "choose a repository of safetensors files",
+        )
+    return ModelFolder(model, folder, "safetensors")
+
+
+def fetch(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
+    """The same model with everything on disk. Local folders, files and models without files are so already."""
+    if folder.path is None or folder.path.is_file() or Path(folder.name).expanduser().exists():
+        return folder
+    path = download(folder.name, settings, LIGHT + WEIGHTS)
+    if not any(path.glob("*.safetensors")):
+        raise UserError.of(
+            f"{folder.name} on {hub_title(settings)} has no .safetensors file; weights that are pickles are never read",
+            "model",
+            "choose a repository of safetensors files; for ERNIE-4.5-0.3B: baidu/ERNIE-4.5-0.3B-PT",
+        )
+    return dataclasses.replace(folder, path=path)
+
+
+def local(model: str, path: Path, formats: Mapping[str, CheckpointFormat]) -> ModelFolder:
+    names = recognized(path, formats)
+    if len(names) == 1:
+        return ModelFolder(model, path, names[0])
+    if names:
+        raise UserError.of(
+            f"{model} can be read as {' and as '.join(names)}",
+            "model",
+            "name the file itself for a GGUF, or keep the files of one checkpoint in a folder",
+        )
+    if path.is_file():
+        raise UserError.of(
+            f"{model} is a file that no checkpoint format reads ({', '.join(sorted(formats))})",
+            "model",
+            "give the folder that holds config.json and the weights, or a .gguf file",
+        )
+    files = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in files if Path(name).suffix in PICKLES]
+    if pickles:
+        raise UserError.of(
+            f"the weights in {model} are pickles ({', '.join(pickles[:3])}{', ...' if len(pickles) > 3 else ''}): "
+            "loading one can run any code, so none is ever read",
+            "model",
+            "convert them where you trust them: transformers' from_pretrained, then save_pretrained, writes safetensors",
+            "choose a checkpoint published as safetensors or GGUF",
+        )
+    raise UserError.of(
+        f"no checkpoint format reads the folder {model}: it has "
+        + (f"{', '.join(files[:5])}{', ...' if len(files) > 5 else ''}" if files else "no files"),
+        "model",
+        "give a folder with config.json and .safetensors files, or one .gguf file",
+    )
+
+
+def recognized(path: Path, formats: Mapping[str, CheckpointFormat]) -> list[str]:
+    return [name for name in sorted(formats) if formats[name].recognizes(path)]
+
+
+def needed(formats: Mapping[str, CheckpointFormat], name: str) -> CheckpointFormat:
+    if name not in formats:
+        raise UserError.of(
+            f"this model needs the checkpoint format {name!r}, which no composed plugin offers",
+            "model",
+            "add the plugin that offers it: --plugins decoder_models",
+        )
+    return formats[name]
+
+
+def not_found(model: str) -> UserError:
+    if model.startswith((".", "/", "~")) or "/" in model or model.endswith(".gguf"):
+        return UserError.of(f"there is no folder or file {model}", "model", "check the path")
+    close = difflib.get_close_matches(model, [demo.NAME], n=1)
+    return UserError.of(
+        f"there is no model {model!r}: it is no folder, and names on a hub read OWNER/NAME"
+        + (f"; did you mean {close[0]!r}?" if close else ""),
+        "model",
+        "--model demo, a local folder, OWNER/NAME on a hub, or random:SHAPE",
+    )
+
+
+def whole_file(repo: str, name: str, settings: Mapping[str, Any]) -> Path:
+    path = download(repo, settings, [name]) / name
+    if not path.is_file():
+        raise UserError.of(f"{repo} on {hub_title(settings)} has no file {name}", "model", "check the name")
+    return path
+
+
+def download(repo: str, settings: Mapping[str, Any], patterns: list[str]) -> Path:
+    return hubs.download(
+        settings.get("model_source") or "huggingface", repo, settings.get("revision"), cache_folder(settings), patterns
+    )
+
+
+def hub_title(settings: Mapping[str, Any]) -> str:
+    return hubs.TITLES[settings.get("model_source") or "huggingface"]
+
+
+def cache_folder(settings: Mapping[str, Any]) -> Path | None:
+    """Where the user wants fetched models; None for each source's own default."""
+    return Path(settings["model_cache"]).expanduser().absolute() if settings.get("model_cache") else None
