@@ -1,0 +1,1 @@
+"""Top-n-sigma sampling for Dovetail."""
