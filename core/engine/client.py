@@ -19,6 +19,7 @@ from core.engine.process import EngineProcess
 from core.engine.server import EngineBuilder
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.frontend import Health
+from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent
 
 log = logging.getLogger("dovetail.engine")
@@ -114,6 +115,7 @@ class EngineClient:
         self._stats: dict[int, asyncio.Future[EngineStats]] = {}
         self._mourners: set[asyncio.Future[None]] = set()
         self._numbers = itertools.count()
+        self._limits: RequestLimits | None = None
         self.load_seconds = 0.0
 
     # -- the launcher's part: no event loop --------------------------------------------------------------------------
@@ -123,8 +125,8 @@ class EngineClient:
         self._life = EngineProcess(self._payload)
         self._watcher.start()
 
-    def wait_ready(self) -> None:
-        """Returns when the engine takes requests.
+    def wait_ready(self) -> RequestLimits:
+        """Returns when the engine takes requests, with what they must keep to.
 
         :raises UserError: when it could not be built for a reason the user can mend.
         :raises EngineDeadError: when it broke or died.
@@ -133,6 +135,9 @@ class EngineClient:
             pass
         if self._error is not None:
             raise self._error
+        if self._limits is None:
+            raise EngineDeadError(self._detail)  # closed meanwhile
+        return self._limits
 
     @property
     def pid(self) -> int | None:
@@ -305,7 +310,7 @@ class EngineClient:
         elif isinstance(message, wire.Failed):
             return message
         elif life.greet():
-            self.load_seconds = message.seconds
+            self.load_seconds, self._limits = message.seconds, message.limits
             with self._lock:
                 if self._state is State.LOADING:
                     self._state, self._detail = State.READY, ""

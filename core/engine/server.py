@@ -20,7 +20,8 @@ import msgspec
 import zmq
 
 from core.engine import wire
-from core.errors import ExitCode, RequestError, UserError
+from core.errors import EngineDeadError, ExitCode, RequestError, UserError
+from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent
 
 log = logging.getLogger("dovetail.engine")
@@ -32,6 +33,8 @@ FAREWELL_MS = 2000  # how long a last message may take to leave
 
 class EngineLike(Protocol):
     """What the loop needs of an engine; ``core.engine.engine.Engine`` has it."""
+
+    limits: RequestLimits
 
     @property
     def has_work(self) -> bool: ...
@@ -72,14 +75,15 @@ def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -
         del argument, payload
         gc.collect()
         gc.freeze()  # what loading left is permanent: later collections need not walk it
-        outbox.send(wire.encode(wire.Ready(time.monotonic() - started)))
+        outbox.send(wire.encode(wire.Ready(time.monotonic() - started, engine.limits)))
         run(engine, inbox, outbox)
         return ExitCode.OK
     except UserError as error:
         outbox.send(wire.encode(wire.Failed(list(error.problems), error.exit_code)))
         return error.exit_code
     except BaseException as error:
-        what = "".join(traceback.format_exception_only(error)).strip()
+        gone = isinstance(error, EngineDeadError)  # it says itself what has happened
+        what = str(error) if gone else "".join(traceback.format_exception_only(error)).strip()
         outbox.send(wire.encode(wire.Failed([], ExitCode.FAILED, what, traceback.format_exc())))
         return ExitCode.FAILED
 

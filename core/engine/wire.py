@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from core.errors import Problem
+from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent
 
 
@@ -30,6 +31,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     seconds: float
+    limits: RequestLimits
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -37,6 +37,17 @@ class RequestLimits:
         if set(map(type, prompt_token_ids)) != {int} or min(prompt_token_ids) < 0 or max(prompt_token_ids) >= self.vocab:
             wrong = next(token for token in prompt_token_ids if type(token) is not int or not 0 <= token < self.vocab)
             raise RequestError(self._unknown(wrong), param="prompt")
+        left = self.context - len(prompt_token_ids)
+        for field, asked in (("max_tokens", params.max_tokens or 0), ("min_tokens", params.min_tokens)):
+            if asked > left:
+                raise RequestError(
+                    f"the prompt has {len(prompt_token_ids)} tokens and {field} asks for {asked} more; the context is "
+                    f"{self.context} tokens: shorten the prompt, or ask for at most {left}",
+                    param=field,
+                    code="context_length_exceeded",
+                )
+        if params.logprobs is not None and params.logprobs > self.vocab:
+            raise RequestError(f"logprobs must be at most {self.vocab}, got {params.logprobs}", param="logprobs")
         for token in params.stop_token_ids:
             if token >= self.vocab:
                 raise RequestError(self._unknown(token), param="stop_token_ids")

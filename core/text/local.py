@@ -22,6 +22,8 @@ QUEUE_FULL = 429
 
 
 class LocalEngine(Protocol):
+    limits: RequestLimits
+
     @property
     def has_work(self) -> bool: ...
     def add(self, request: Request) -> None: ...
@@ -62,13 +64,11 @@ class LocalService:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None,
         card: ModelCard,
-        limits: RequestLimits,
     ) -> None:
         self.card = card
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._engine = engine
-        self._limits = limits
         self._batches = itertools.count()
         self._closed = False
 
@@ -85,7 +85,7 @@ class LocalService:
             raise EngineDeadError("this LLM has been shut down")
         for number, (prompt, params) in enumerate(jobs):
             try:
-                self._limits.check(prompt, params)
+                self._engine.limits.check(prompt, params)
             except RequestError as error:
                 raise of_prompt(number, error) from None
         batch = _Batch(self._engine, self.tokenizer, jobs, next(self._batches), on_finished)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from core.errors import Problem, RequestError, UserError
+from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
 
 VOCAB = 1000
@@ -19,7 +20,7 @@ FAILS = 905
 
 @dataclass
 class Setup:
-    """What the builder is told. ``marker``: a file that exists from the first life on; its existence may make the next one fail."""
+    """What the builder is told. ``marker``: a file made by the first life, where each later one fails."""
 
     step_seconds: float = 0.0
     max_waiting: int = 10_000
@@ -58,6 +59,7 @@ class FakeEngine:
         self.finished = {}
         self.steps = 0
         self.closed = False
+        self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB)
 
     @property
     def has_work(self):

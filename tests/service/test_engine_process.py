@@ -128,7 +128,7 @@ def test_a_dropped_request_is_silent_while_its_mate_goes_on():
 
         async def run():
             stream = client.submit([request("a", max_tokens=None), request("b", [50], max_tokens=30)])
-            number, _ = await anext(stream)
+            await anext(stream)
             stream.drop(0)
             seen = [(number, event.finish_reason) async for number, event in stream]
             return seen, (await client.stats()).num_running
