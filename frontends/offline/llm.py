@@ -57,8 +57,8 @@ class LLM:
             llm.generate("Once upon a time", SamplingParams(max_tokens=64))
             llm.generate([{"prompt_token_ids": [1, 15, 7]}, "Hello"], [SamplingParams(seed=1), SamplingParams(seed=2)])
 
-        ``use_tqdm`` shows a progress bar; ``sampling_params`` is another name of ``params``. Ctrl-C ends the call and leaves the
-        LLM usable.
+        ``use_tqdm`` shows a progress bar; ``sampling_params`` is another name of ``params``. Ctrl-C ends the call and leaves
+        the LLM usable.
 
         :raises core.errors.RequestError: naming the first prompt that cannot be served, before any has run.
         """
@@ -205,7 +205,7 @@ def _read_prompt(number: int, prompt: Prompt, tokenizer: Tokenizer) -> tuple[str
         raise RequestError(
             f"prompt {number}: a prompt is a string or a list of token ids, not {type(prompt).__name__}", param="prompt"
         )
-    return None, list(prompt)
+    return None, list(cast(Sequence[int], prompt))
 
 
 def _defaults(service: LocalService) -> SamplingParams:

@@ -1,0 +1,140 @@
+"""From a plan to something that runs: a server with its engine in a process beside it, or an engine in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from core.compose.plan import Plan
+from core.errors import EngineDeadError, ExitCode
+from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
+from core.text.local import Continuation, LocalService, of_prompt
+
+if TYPE_CHECKING:
+    from core.engine.engine import Engine
+
+__all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "serve"]
+
+log = logging.getLogger("dovetail")
+
+
+def serve(plan: Plan) -> ExitCode:
+    """Serve until the front end returns. The engine loads in its own process while this one prepares the text side.
+
+    :raises UserError: when the model or the front end cannot be made for a reason the user can mend.
+    """
+    began = time.monotonic()
+    show_log(plan)
+    from core.engine.client import EngineClient
+
+    with _sigterm_ends():
+        client = None
+        try:
+            plan = _fetched(plan)
+            client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
+            client.start()
+            from core.compose.build import create_front_end
+            from core.text.service import TextService
+
+            front_end = create_front_end(plan)
+            tokenizer, chat_template, card = _text_side(plan)
+            limits = client.wait_ready()
+            service = TextService(client, tokenizer, chat_template, card, limits)
+            log.info("ready in %.1f s: %s on %s", time.monotonic() - began, card.name, plan.facts["device.kind"])
+            code = front_end.run(service)
+            return ExitCode.ENGINE_DIED if client.dead and code is ExitCode.OK else code
+        except EngineDeadError as error:
+            log.error("%s", error)
+            return ExitCode.ENGINE_DIED
+        except (KeyboardInterrupt, _Terminated):
+            return ExitCode.OK
+        finally:
+            if client is not None:
+                client.close()
+
+
+def build_here(plan: Plan) -> Engine:
+    """What the engine's process does first."""
+    show_log(plan)
+    from core.compose.build import build_engine
+
+    return build_engine(plan)
+
+
+def open_local(plan: Plan) -> LocalService:
+    """The plan's engine in this process, without a front end: synchronous, many prompts at a time.
+
+    :raises UserError: as ``serve`` does.
+    """
+    plan = _fetched(plan)
+    from core.compose.build import build_engine
+
+    tokenizer, chat_template, card = _text_side(plan)
+    return LocalService(build_engine(plan), tokenizer, chat_template, card)
+
+
+def show_log(plan: Plan) -> None:
+    """Send the logger ``dovetail`` to standard error, unless someone has said already where it goes."""
+    log.setLevel(plan.settings["log_level"].upper())
+    if not log.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+
+
+def _fetched(plan: Plan) -> Plan:
+    """With every file on disk: fetched here once, where Ctrl-C is heard, instead of by two processes at the same time."""
+    from core.models.sources import fetch
+
+    return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
+
+
+def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
+    from core.models.loading import read_config
+    from core.plugin_manager import PluginManager
+    from core.text import generation_defaults
+    from core.text.chat_template import load_chat_template
+    from core.text.tokenizer import load_tokenizer
+
+    offers = PluginManager.load_only(plan.plugins).offers("checkpoint_format")
+    formats = {found.offer.name: found.offer.create() for found in offers if found.offer.name == plan.model.format}
+    tokenizer = load_tokenizer(plan.model, read_config(plan.model, formats))
+    settings = plan.settings
+    card = ModelCard(
+        name=settings["model"],
+        served_names=tuple(settings["served_model_name"]) or (settings["model"],),
+        max_model_len=plan.facts["settings.max_model_len"],
+        vocab=plan.spec.vocab,
+        created=int(time.time()),
+        defaults=generation_defaults(plan.model),
+    )
+    return tokenizer, load_chat_template(plan.model, settings["chat_template"], tokenizer), card
+
+
+class _Terminated(BaseException):
+    """SIGTERM came where no front end listens to it."""
+
+
+@contextlib.contextmanager
+def _sigterm_ends() -> Iterator[None]:
+    """Until a front end takes SIGTERM over, it unwinds as Ctrl-C does, so that the engine is ended in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the way out takes a few seconds at most
+        raise _Terminated
+
+    usual = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
