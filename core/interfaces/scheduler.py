@@ -40,5 +40,5 @@ class SchedulingPolicy(ABC):
     def grant(self, remaining: int, budget: StepBudget) -> int:
         """How many of a prompt's ``remaining`` uncomputed tokens to compute now; 0 lets it wait for a later step.
 
-        At most ``min(remaining, budget.left)``.
+        At most ``min(remaining, budget.left)``. Asked only while ``budget.left`` is at least 1.
         """

@@ -113,7 +113,8 @@ class FrontEndContract(Contract, kit=True):
                 visit()
             except BaseException as failure:  # it is raised again in the main thread
                 failures.put(failure)
-                stop()
+                if not returned.is_set():
+                    stop()
             if not returned.wait(self.patience):
                 os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -157,9 +157,9 @@ class CheckpointFormatContract(Contract, kit=True):
     def test_nothing_is_unpickled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """With pickles of every usual name beside the checkpoint, and the pickle module out of order."""
         path, expected = self.write(tmp_path)
-        folder = path if path.is_dir() else path.parent
-        for name in ("pytorch_model.bin", "model.pdparams", "training_args.bin"):
-            (folder / name).write_bytes(pickle.dumps(Bomb()))
+        for folder in {tmp_path, path if path.is_dir() else tmp_path}:
+            for name in ("pytorch_model.bin", "model.pdparams", "training_args.bin"):
+                (folder / name).write_bytes(pickle.dumps(Bomb()))
 
         def refuse(*args: Any, **kwargs: Any) -> Any:
             raise AssertionError("a checkpoint format used pickle")

@@ -13,7 +13,10 @@ from core.testing.contract import Contract
 
 
 class SchedulerContract(Contract, kit=True):
-    """Give ``make`` and ``splits_prompts``, as your offer says it."""
+    """Give ``make`` and ``splits_prompts``, as your offer says it.
+
+    A policy is asked only while something of the step is left: ``budget.left`` is at least 1.
+    """
 
     splits_prompts: bool
 
@@ -76,32 +79,29 @@ class SchedulerContract(Contract, kit=True):
             request(f"r{n}", prompt=int(random.integers(1, longest + 1)), priority=int(random.integers(3)), arrived=float(n)) for n in range(60)
         ]
         waiting.sort(key=policy.order)
-        prompts: list[list[int]] = []  # [tokens left of the prompt, tokens to decode]
-        decoding: list[int] = []
-        for step in range(20_000):
-            budget = StepBudget(total, total)
-            budget.num_decodes = min(len(decoding), total)
-            budget.left -= budget.num_decodes
-            decoding = [left - 1 for left in decoding if left > 1]
-            candidates = prompts + [[len(each.prompt_token_ids), int(each.params.max_tokens or 1)] for each in waiting]
-            begun = len(prompts)
-            prompts, admitted = [], 0
-            for index, (left, output) in enumerate(candidates):
-                granted = policy.grant(left, budget) if budget.left > 0 else 0
-                if granted == 0 and index >= begun:
-                    break
-                admitted += index >= begun
+        decoding: list[int] = []  # tokens that each still generates
+        # In order: [tokens left of the prompt, tokens to generate]. All are admitted at once; budgets are what they share.
+        prompts = [[len(each.prompt_token_ids), int(each.params.max_tokens or 1)] for each in waiting]
+        for _ in range(20_000):
+            budget = StepBudget(total, total - len(decoding), num_decodes=len(decoding))
+            decoding = [output - 1 for output in decoding if output > 1]
+            unfinished: list[list[int]] = []
+            blocked = False
+            for index, (left, output) in enumerate(prompts):
+                budget.num_behind = len(prompts) - index - 1
+                granted = policy.grant(left, budget) if budget.left > 0 and not blocked else 0
+                blocked |= granted == 0 and policy.keeps_order
                 budget.left -= granted
                 budget.num_prefills += granted > 0
                 budget.num_partial += 0 < granted < left
                 if granted < left:
-                    prompts.append([left - granted, output])
+                    unfinished.append([left - granted, output])
                 else:
                     decoding.append(output)
-            waiting = waiting[admitted:]
-            if not (waiting or prompts or decoding):
+            prompts = unfinished
+            if not (prompts or decoding):
                 return
-        raise AssertionError(f"after {step + 1} steps {len(waiting)} requests wait and {len(prompts)} prompts are unfinished")
+        raise AssertionError(f"{len(prompts)} prompts are not computed after 20000 steps, {prompts[0][0]} tokens of the first are left")
 
 
 def request(name: str, *, prompt: int, priority: int, arrived: float) -> Request:
@@ -112,8 +112,13 @@ def request(name: str, *, prompt: int, priority: int, arrived: float) -> Request
 
 def random_budget(random: np.random.Generator) -> StepBudget:
     total = int(random.integers(1, 4096))
-    left = int(random.integers(0, total + 1))
+    left = int(random.integers(1, total + 1))
     prefills = int(random.integers(0, 4))
     return StepBudget(
-        total, left, num_decodes=int(random.integers(0, 100)), num_prefills=prefills, num_partial=int(random.integers(0, prefills + 1))
+        total,
+        left,
+        num_decodes=int(random.integers(0, 100)),
+        num_prefills=prefills,
+        num_partial=int(random.integers(0, prefills + 1)),
+        num_behind=int(random.integers(0, 5)),
     )

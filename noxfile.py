@@ -1,0 +1,81 @@
+"""Everything that is run on this project, each in an environment of its own: `pip install nox`, then `nox -s NAME`."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+EXAMPLE = "examples/third_party_plugin"
+SOURCES = ("core", "frontends", "plugins", "noxfile.py", "docs/build.py")
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Serve the demo model, or what is asked for: nox -s serve -- --model random:tiny."""
+    session.install(".[all]")
+    session.run("python", "-m", "core.serve", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, on the CPU: nox -s tests -- tests/engine -k preempt."""
+    session.install("-e", ".[all,dev]")
+    session.run("pytest", "-m", "not gpu", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install("ruff>=0.8")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    session.install("-e", ".[all,dev]")
+    session.run("mypy", *(session.posargs or SOURCES))
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Who may see whom: .importlinter."""
+    session.install("-e", ".[all]", "import-linter>=2.1")
+    session.run("lint-imports")
+
+
+@nox.session(reuse_venv=False)
+def third_party(session: nox.Session) -> None:
+    """The example plugin, a distribution of its own: installed beside this one, tested through the contract kit, served with."""
+    session.install(".[all]")
+    session.install(f"{EXAMPLE}[dev]")
+    session.chdir(EXAMPLE)  # away from the checkout: what is tested is what was installed
+    shown = session.run("python", "-m", "core.serve", "--list-plugins", silent=True)
+    if "sampler_top_nsigma" not in str(shown):
+        session.error(f"--list-plugins does not show the example plugin:\n{shown}")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check that the generated pages are current; nox -s docs -- --write writes them anew."""
+    session.install("-e", ".[all]")
+    session.run("python", "docs/build.py", *(session.posargs or ["--check"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: nox -s bench -- --help."""
+    session.install("-e", ".[all,bench]")
+    session.run("python", "-m", "core.bench", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """The tests that need a CUDA device."""
+    session.install("-e", ".[all,dev]")
+    session.run("pytest", "-m", "gpu", *session.posargs)

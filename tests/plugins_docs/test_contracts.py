@@ -1,0 +1,363 @@
+"""Every offer of the default plugins through its contract."""
+
+import json
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from core import testing
+from core.interfaces.model import WeightName, weight_names
+from core.offers import Context
+from core.testing.inputs import random_weights, tiny_spec
+from core.testing.plugin import offers_of
+
+GUIDE = Path(__file__).parents[2] / "docs" / "plugins"
+
+
+def offered(plugin, kind, name):
+    """One offer, found as the core finds it: through its entry point."""
+    module = type("Found", (testing.PluginContract,), {"plugin": plugin})().module
+    return next(offer for offer in offers_of(module) if (offer.kind, offer.name) == (kind, name))
+
+
+def made(plugin, kind, name, *, settings=None, facts=None, **section):
+    offer = offered(plugin, kind, name)
+    return offer.create(Context(offer.settings(**section) if offer.settings else None, settings or {}, facts or {}))
+
+
+# --- plain, prefill_chunked ---------------------------------------------------------------------------------------------------
+
+
+class TestPlain(testing.PluginContract):
+    plugin = "plain"
+
+
+class TestPrivatePages(testing.CachePolicyContract):
+    shares = False
+
+    def make(self):
+        return made("plain", "cache_policy", "private")
+
+
+class TestWhole(testing.SchedulerContract):
+    splits_prompts = False
+
+    def make(self):
+        return made("plain", "scheduler", "whole")
+
+
+class TestEager(testing.GraphBackendContract):
+    def make(self):
+        return made("plain", "graph_backend", "eager")
+
+    def backend(self):
+        return torch_backend("float32")
+
+
+class TestPrefillChunked(testing.PluginContract):
+    plugin = "prefill_chunked"
+
+
+class TestChunked(testing.SchedulerContract):
+    splits_prompts = True
+    section: dict = {}
+
+    def make(self):
+        return made("prefill_chunked", "scheduler", "chunked", settings={"max_model_len": 4096}, **self.section)
+
+
+class TestChunkedWithMorePartialPrompts(TestChunked):
+    section = {"max_num_partial_prefills": 4, "max_long_partial_prefills": 2, "long_prefill_token_threshold": 100}
+
+
+# --- sampler_standard ---------------------------------------------------------------------------------------------------------
+
+
+class TestSamplerStandard(testing.PluginContract):
+    plugin = "sampler_standard"
+
+
+class TestStandard(testing.SamplerContract):
+    def make(self):
+        return made("sampler_standard", "sampler", "standard")
+
+    def probabilities(self, logits, *, temperature, top_k, top_p, min_p):
+        weights = np.exp((logits - logits.max()) / temperature)
+        weights /= weights.sum()
+        order = np.argsort(-weights, kind="stable")
+        ordered = weights[order]
+        if top_k:
+            ordered[top_k:] = 0
+        ordered /= ordered.sum()
+        before = np.cumsum(ordered) - ordered
+        ordered[before >= top_p] = 0
+        ordered[ordered < min_p * ordered[0]] = 0
+        weights[order] = ordered / ordered.sum()
+        return weights
+
+
+# --- backend_torch ------------------------------------------------------------------------------------------------------------
+
+
+def torch_backend(dtype):
+    return made(
+        "backend_torch",
+        "compute_backend",
+        "torch",
+        settings={"device": "cpu", "dtype": dtype, "threads": 1, "max_num_seqs": 8, "max_model_len": 256, "gpu_memory_utilization": 0.9},
+        facts={"compute.dtype": dtype, "device.kind": "cpu", "cpu.cores": 1, "cpu.flags": ()},
+    )
+
+
+class TestBackendTorch(testing.PluginContract):
+    plugin = "backend_torch"
+    readme = GUIDE
+
+
+class TestTorchOnCpu(testing.ComputeBackendContract):
+    def make(self, dtype):
+        return torch_backend(dtype)
+
+
+# --- openai_http --------------------------------------------------------------------------------------------------------------
+
+
+class TestOpenaiHttp(testing.PluginContract):
+    plugin = "openai_http"
+
+
+class TestHttpDoor(testing.FrontEndContract):
+    def make(self):
+        return made("openai_http", "front_end", "openai_http", settings={"drain_timeout": 10.0}, port=self.port)
+
+    def ready(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+            return answer.status == 200
+
+    def ask(self, prompt):
+        body = json.dumps({"model": "fake", "prompt": prompt, "max_tokens": 100}).encode()
+        call = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(call, timeout=20) as answer:
+            return json.load(answer)["choices"][0]["text"]
+
+
+# --- decoder_models -----------------------------------------------------------------------------------------------------------
+
+
+class TestDecoderModels(testing.PluginContract):
+    plugin = "decoder_models"
+    readme = GUIDE
+
+
+CONFIG = {
+    "hidden_act": "silu",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "vocab_size": 96,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+ERNIE = {**CONFIG, "architectures": ["Ernie4_5ForCausalLM"], "use_bias": False}
+LLAMA = {**CONFIG, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
+
+
+def hf_tensors(prefix, spec, *, transposed=False, fused=False):
+    """The weights of the tiny decoder under the names of transformers, or of Paddle."""
+    names = {
+        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "o": ["self_attn.o_proj"],
+        "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+        "down": ["mlp.down_proj"],
+    }
+    if fused:
+        names |= {"qkv": ["self_attn.qkv_proj"], "gate_up": ["mlp.up_gate_proj"]}
+    norms = {"input": "input_layernorm", "post": "post_attention_layernorm"}
+    tensors = {}
+    for weight in random_weights(spec).values():
+        name, parts = weight.name, weight.parts
+        if name.role == "embed":
+            tensors[f"{prefix}embed_tokens.weight"] = parts[0]
+        elif name.role == "head":
+            if not spec.tied_head:
+                tensors["lm_head.weight"] = parts[0]
+        elif name.layer is None:
+            tensors[f"{prefix}norm.weight"] = parts[0]
+        elif name.role == "norm":
+            tensors[f"{prefix}layers.{name.layer}.{norms[name.norm]}.weight"] = parts[0]
+        else:
+            if fused:
+                parts = (np.concatenate(parts),)
+            for stem, part in zip(names[name.role], parts, strict=True):
+                tensors[f"{prefix}layers.{name.layer}.{stem}.weight"] = np.ascontiguousarray(part.T) if transposed else part
+    return tensors
+
+
+GGUF = {
+    "qkv": ["attn_q", "attn_k", "attn_v"],
+    "o": ["attn_output"],
+    "gate_up": ["ffn_gate", "ffn_up"],
+    "down": ["ffn_down"],
+}
+
+
+def gguf_tensors(spec):
+    tensors = {}
+    for weight in random_weights(spec).values():
+        name = weight.name
+        if name == WeightName("embed"):
+            tensors["token_embd.weight"] = weight.parts[0]
+        elif name.role == "norm":
+            stem = "output_norm" if name.layer is None else f"blk.{name.layer}.{'attn' if name.norm == 'input' else 'ffn'}_norm"
+            tensors[f"{stem}.weight"] = weight.parts[0]
+        elif name.role != "head":
+            for stem, part in zip(GGUF[name.role], weight.parts, strict=True):
+                tensors[f"blk.{name.layer}.{stem}.weight"] = part
+    return tensors
+
+
+class TestErniePT(testing.ModelContract):
+    config = ERNIE
+    refused = ({"use_bias": True}, {"num_attention_heads": 3})
+
+    def make(self):
+        return offered("decoder_models", "model", "ernie45").family()
+
+    def tensors(self):
+        return hf_tensors("model.", tiny_spec())
+
+
+class TestErniePaddle(TestErniePT):
+    def tensors(self):
+        return hf_tensors("ernie.", tiny_spec(), transposed=True, fused=True)
+
+
+class TestErnieGguf(TestErniePT):
+    def tensors(self):
+        return gguf_tensors(tiny_spec())
+
+
+class TestErnieUntied(TestErniePT):
+    config = {**ERNIE, "tie_word_embeddings": False}
+
+    def tensors(self):
+        return hf_tensors("model.", tiny_spec(tied_head=False))
+
+
+class TestLlama(testing.ModelContract):
+    config = LLAMA
+    refused = ({"attention_bias": True}, {"mlp_bias": True})
+
+    def make(self):
+        return offered("decoder_models", "model", "llama").family()
+
+    def tensors(self):
+        return hf_tensors("model.", tiny_spec(tied_head=False, rope_style="half"))
+
+
+class TestSafetensors(testing.CheckpointFormatContract):
+    def make(self):
+        return offered("decoder_models", "checkpoint_format", "safetensors").create()
+
+    def write(self, folder):
+        tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in hf_tensors("model.", tiny_spec()).items()}
+        (folder / "config.json").write_text(json.dumps(ERNIE))
+        save_file(tensors, folder / "model.safetensors")
+        return folder, tensors
+
+
+class TestShardedSafetensors(TestSafetensors):
+    def write(self, folder):
+        tensors = hf_tensors("model.", tiny_spec())
+        (folder / "config.json").write_text(json.dumps(ERNIE))
+        places = {}
+        for number in range(2):
+            file = f"model-0000{number + 1}-of-00002.safetensors"
+            shard = {name: tensors[name] for name in sorted(tensors)[number::2]}
+            save_file(shard, folder / file)
+            places |= dict.fromkeys(shard, file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        return folder, tensors
+
+
+class TestGguf(testing.CheckpointFormatContract):
+    def make(self):
+        return offered("decoder_models", "checkpoint_format", "gguf").create()
+
+    def write(self, folder):
+        path, spec = folder / "tiny.gguf", tiny_spec()
+        tensors = gguf_tensors(spec)
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(spec.num_layers)
+        writer.add_embedding_length(spec.hidden)
+        writer.add_feed_forward_length(spec.intermediate)
+        writer.add_head_count(spec.num_heads)
+        writer.add_head_count_kv(spec.num_kv_heads)
+        writer.add_key_length(spec.head_dim)
+        writer.add_rope_dimension_count(spec.head_dim)
+        writer.add_layer_norm_rms_eps(spec.norm_eps)
+        writer.add_context_length(spec.max_positions)
+        writer.add_rope_freq_base(spec.rope_theta)
+        writer.add_vocab_size(spec.vocab)
+        writer.add_token_list([f"token{number}" for number in range(spec.vocab)])
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path, tensors
+
+
+class TestRandom(testing.CheckpointFormatContract):
+    def make(self):
+        return offered("decoder_models", "checkpoint_format", "random").create()
+
+    def write(self, folder):
+        path = Path("random:tiny")
+        checkpoint = self.make().open(path)
+        return path, {name: checkpoint.tensor(name) for name in checkpoint.names()}
+
+
+def test_the_tiny_spec_is_what_the_configs_say():
+    family = offered("decoder_models", "model", "ernie45").family()
+    assert family.spec(ERNIE) == tiny_spec()
+    assert offered("decoder_models", "model", "llama").family().spec(LLAMA) == replace(
+        tiny_spec(), rope_style="half", tied_head=False
+    )
+
+
+def test_every_default_offer_goes_through_a_contract():
+    """An offer added to a default plugin without a contract test fails here."""
+    tested = {
+        "plain": {"private", "whole", "eager"},
+        "prefill_chunked": {"chunked"},
+        "sampler_standard": {"standard"},
+        "backend_torch": {"torch"},
+        "openai_http": {"openai_http"},
+        "decoder_models": {"ernie45", "llama", "safetensors", "gguf", "random"},
+    }
+    source = Path(__file__).read_text()
+    for plugin, names in tested.items():
+        module = type("Found", (testing.PluginContract,), {"plugin": plugin})().module
+        assert {offer.name for offer in offers_of(module)} == names
+        for name in names:
+            assert f'"{plugin}", ' in source
+            assert f'"{name}"' in source
+    assert len(list(weight_names(tiny_spec()))) == 15
