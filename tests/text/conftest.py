@@ -152,5 +152,5 @@ def byte_tokenizer():
 def demo_folder():
     from core.models import plugin, sources
 
-    formats = {offer.name: offer.create(None) for offer in plugin.register_checkpoint_formats()}
+    formats = {offer.name: offer.create() for offer in plugin.register_checkpoint_formats()}
     return sources.fetch(sources.resolve("demo", {}, formats), {})

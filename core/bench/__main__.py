@@ -1,0 +1,7 @@
+"""``python -m core.bench``: how fast a composition is, and whether what it computes is right."""
+
+import sys
+
+from core.bench.command import main
+
+sys.exit(main())

@@ -1,0 +1,156 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from core.bench import offline
+from core.bench.command import main, show
+from core.bench.offline import OURS, THEIRS, Agreement, Child, Measured, Options, Report, Row
+from core.errors import UserError
+
+
+class Fake:
+    """A contestant with known speeds that continues each prompt by counting on from its last token."""
+
+    def __init__(self, first, per_token, differs_at=None):
+        self.first, self.per_token, self.differs_at = first, per_token, differs_at
+        self.asked = []
+
+    def ask(self, **content):
+        self.asked.append(content)
+        if content["do"] == "next_token":
+            return {
+                "likeliest": [
+                    [[token, -0.1 * token * self.first] for token in range(content["top"])] for _ in content["prompts"]
+                ]
+            }
+        length, prompts = content["length"], content["prompts"]
+        rows = [[prompt[-1] + step for step in range(length)] for prompt in prompts]
+        if self.differs_at is not None:
+            for row in rows:
+                row[self.differs_at :] = [-1] * (length - self.differs_at)
+        rest = len(prompts) * (length - 1)
+        return {"first": self.first, "rest": self.per_token * (length - 1), "rest_tokens": rest, "token_ids": rows}
+
+
+OPTIONS = Options(batches=(1, 4), input_len=3, output_len=11, prefill=0, repeat=2, against=True)
+
+
+def test_speeds_and_agreement_come_of_the_answers():
+    ours, theirs = Fake(0.5, 0.01), Fake(1.0, 0.04, differs_at=5)
+    options = Options(batches=(1, 4), input_len=3, output_len=10, prefill=20, repeat=3, against=True)
+    rows, agreement = offline._measure(options, {OURS: ours, THEIRS: theirs}, vocab=1000)
+    found = {row.name: row for row in rows}
+    assert list(found) == ["decode, batch 1", "decode, batch 4", "prefill of 20"]
+    assert found["decode, batch 4"].measured[OURS].values == pytest.approx([400.0] * 3)
+    assert found["decode, batch 4"].ratio == pytest.approx(4.0)
+    assert found["prefill of 20"].measured[THEIRS].median == pytest.approx(20.0)
+    assert found["prefill of 20"].ratio == pytest.approx(2.0)
+    assert agreement.same_tokens == 0.5
+    assert agreement.same_first == (4, 4)
+    assert agreement.most_apart == pytest.approx(0.1 * 19 * 0.5)
+
+
+def test_both_are_asked_the_same_and_a_prompt_is_never_asked_twice():
+    ours, theirs = Fake(1, 1), Fake(1, 1)
+    offline._measure(OPTIONS, {OURS: ours, THEIRS: theirs}, vocab=10**6)
+    assert ours.asked == theirs.asked
+    prompts = [tuple(prompt) for asked in ours.asked for prompt in asked["prompts"]]
+    assert len(set(prompts)) == len(prompts)
+    assert [len(asked["prompts"]) for asked in ours.asked] == [1, 4] * 3 + [4]
+
+
+def test_the_two_take_turns_in_being_first():
+    order = []
+
+    class Noting(Fake):
+        def ask(self, **content):
+            order.append(self.first)
+            return super().ask(**content)
+
+    options = Options(batches=(1,), output_len=2, prefill=0, repeat=2, against=True)
+    offline._measure(options, {OURS: Noting(1, 1), THEIRS: Noting(2, 1)}, vocab=9)
+    assert order[:6] == [2, 1, 1, 2, 2, 1]
+
+
+def test_alone_there_is_nothing_to_agree_with():
+    rows, agreement = offline._measure(OPTIONS, {OURS: Fake(1, 1)}, vocab=9)
+    assert agreement is None
+    assert [row.ratio for row in rows] == [None, None]
+
+
+def test_less_is_better_for_seconds():
+    row = Row("start", "s", {OURS: Measured((1.0, 2.0, 4.0)), THEIRS: Measured((6.0,))}, more_is_better=False)
+    assert row.ratio == 3.0
+
+
+def test_the_users_own_flags_win():
+    argv = offline._argv(Options(threads=2, compose=("--max-model-len=4096", "--plugins", "quant_wint8")))
+    assert argv == [
+        *("--model", "random:ernie-4.5-0.3b", "--dtype", "bfloat16", "--threads", "2", "--max-num-seqs", "8"),
+        *("--max-model-len=4096", "--plugins", "quant_wint8"),
+    ]
+
+
+def report():
+    rows = (
+        Row("decode, batch 1", "tok/s", {OURS: Measured((40.0, 44.0, 41.5)), THEIRS: Measured((20.0, 21.0, 20.75))}),
+        Row("start", "s", {OURS: Measured((2.5,)), THEIRS: Measured((5.0,))}, more_is_better=False),
+    )
+    agreement = Agreement(0.975, 0.0125, (3, 4))
+    versions = {OURS: {"composed of": "a b"}, THEIRS: {"torch": "2"}}
+    machine = {"cpu": "a processor", "cores": 2, "load_before": 1.25}
+    return Report(Options(threads=2, against=True), rows, agreement, versions, machine)
+
+
+def test_the_table():
+    written = io.StringIO()
+    show(report(), Console(file=written, width=120))
+    text = written.getvalue()
+    assert "random:ernie-4.5-0.3b, bfloat16, prompts of 128, 64 tokens out\na processor, 2 cores, 2 threads\n" in text
+    assert "the machine was not idle: load 1.2 before the first run" in text
+    line = next(line for line in text.splitlines() if "decode, batch 1" in line)
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "decode, batch 1, tok/s",
+        "41.5 (40.0 to 44.0)",
+        "20.8 (20.0 to 21.0)",
+        "2.00x",
+    ]
+    assert (
+        "greedy tokens alike until a sequence parts: 97.5%; same likeliest next token on 3 of 4 prompts; "
+        "its rivals' log-probabilities at most 0.013 apart"
+    ) in text.replace("\n", " ").replace("  ", " ")
+
+
+def test_the_json_has_everything():
+    content = json.loads(report().as_json())
+    assert content["rows"][0]["ratio"] == 2.0
+    assert content["rows"][0]["median"] == {OURS: 41.5, THEIRS: 20.75}
+    assert content["rows"][0]["measured"][OURS]["values"] == [40.0, 44.0, 41.5]
+    assert content["options"]["batches"] == [1, 8]
+    assert content["agreement"]["same_first"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--batch=1,x", "argument --batch: 'x' is no whole number of at least 1"),
+        ("--output-len=1", "argument --output-len: '1' is no whole number of at least 2"),
+        ("--against=vllm", "argument --against: invalid choice: 'vllm'"),
+    ],
+)
+def test_a_wrong_argument_is_told(argument, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([argument])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_child_that_dies_is_told():
+    with pytest.raises(UserError) as refused:
+        Child(THEIRS, {"no such": "option"}, threads=1)
+    assert str(refused.value) == (
+        "the benchmark's transformers process ended with exit code 1\n  remedy: read what it wrote above"
+    )
+    assert refused.value.exit_code == 1
