@@ -129,6 +129,9 @@ def register_samplers() -> Iterable[SamplerOffer]:
 
     ::
 
+        class TypicalSettings(Section):
+            mass: float = Field(0.9, gt=0.0, le=1.0, description="probability that the kept tokens have together")
+
         @hookimpl
         def register_samplers():
             def create(context):
@@ -216,6 +219,9 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
     """Offer doors: servers or loops that take requests. Exactly one is chosen: ``--front-end NAME``, or its plugin.
 
     ::
+
+        class StdinSettings(Section):
+            prompt: str = Field("> ", description="what is written before each line is read")
 
         @hookimpl
         def register_front_ends():

@@ -18,7 +18,7 @@ from core.offers import Offer, Section
 from core.testing.contract import Contract
 
 HEAVY = ("torch", "paddle", "triton", "transformers", "fastapi", "uvicorn", "ray", "tokenizers", "gguf")
-NAME = re.compile(r"[a-z][a-z0-9_.:-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 # Run in a fresh interpreter: import the module, call every hook, then say what was imported on the way.
 LOAD = """
