@@ -41,6 +41,7 @@ def build(setup):
     if setup.build == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if setup.build == "block":
+        print("loading", flush=True)
         time.sleep(600)
     return FakeEngine(setup)
 
@@ -93,7 +94,7 @@ class FakeEngine:
                 raise ZeroDivisionError("the step broke")
             if first == BLOCKS:
                 time.sleep(600)
-            if first == DIES:
+            if first == DIES or request.cache_salt == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1
             token = (request.prompt_token_ids[-1] + done) % VOCAB

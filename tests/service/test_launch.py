@@ -1,0 +1,122 @@
+"""A plan served: engine process, front end, exit codes, signals."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core import launch
+from core.compose.plan import Plan
+from core.errors import EngineDeadError, ExitCode, Problem, UserError
+from core.interfaces.request import SamplingParams
+from tests.service import fake_launch
+from tests.service.fake_engine import Setup
+from tests.service.fake_launch import Door, one_text, plan
+from tests.service.test_engine_process import NOTICED_WITHIN, nothing_left_behind  # noqa: F401
+
+
+def served(monkeypatch, visit, plan: Plan):
+    door = Door(visit)
+    fake_launch.install(monkeypatch, door)
+    return launch.serve(plan), door.found
+
+
+async def never(service):
+    raise AssertionError("the front end must not run")
+
+
+def test_a_plan_is_served_and_the_engine_is_ended(monkeypatch, caplog):
+    assert served(monkeypatch, one_text, plan()) == (ExitCode.OK, "?@A")  # ids 66 to 68, bytes from id 3 on
+    assert [record.getMessage().split(" s: ")[1] for record in caplog.records if "ready in" in record.getMessage()] == [
+        "random:tiny on cpu"
+    ]
+
+
+def test_the_card_tells_what_is_served(monkeypatch):
+    async def visit(service):
+        return service.card, service.chat_template.render([{"role": "user", "content": "Hi"}])
+
+    _, (card, prompt) = served(monkeypatch, visit, plan(served_model_name=("a", "b")))
+    assert (card.name, card.served_names, card.max_model_len, card.vocab) == ("random:tiny", ("a", "b"), 2048, 512)
+    assert abs(card.created - time.time()) < 60
+    assert "Hi" in prompt
+    _, (card, _) = served(monkeypatch, visit, plan())
+    assert card.served_names == ("random:tiny",)
+
+
+def test_what_the_user_can_mend_comes_through_from_the_engine_s_process(monkeypatch):
+    with pytest.raises(UserError) as caught:
+        served(monkeypatch, never, plan(setup=Setup(build="user error")))
+    assert caught.value.problems[0] == Problem("no such model", "--model", ("name another",))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [("crash", "the engine broke: ZeroDivisionError: the builder broke"), ("die", "was ended by SIGKILL (out of memory?)")],
+)
+def test_an_engine_that_does_not_come_up_is_told_and_has_its_exit_code(monkeypatch, caplog, build, message):
+    assert served(monkeypatch, never, plan(setup=Setup(build=build))) == (ExitCode.ENGINE_DIED, None)
+    assert message in caplog.text
+
+
+def test_an_engine_that_dies_while_serving_has_its_exit_code(monkeypatch):
+    async def visit(service):
+        with pytest.raises(EngineDeadError):
+            await anext(service.generate([5], SamplingParams(), request_id="r", cache_salt="dies"))
+        return await service.wait_dead()
+
+    code, reason = served(monkeypatch, visit, plan())
+    assert code is ExitCode.ENGINE_DIED
+    assert "SIGKILL" in reason
+
+
+def test_an_engine_is_started_again_as_configured(monkeypatch):
+    async def visit(service):
+        with pytest.raises(EngineDeadError):
+            await anext(service.generate([5], SamplingParams(), request_id="r", cache_salt="dies"))
+        while not service.health().ready:
+            await asyncio.sleep(0.01)
+        return await one_text(service)
+
+    assert served(monkeypatch, visit, plan(engine_restarts=1)) == (ExitCode.OK, "?@A")
+
+
+def test_a_front_end_that_raises_leaves_no_engine(monkeypatch):
+    async def visit(service):
+        raise UserError.of("port 80 may not be listened on", "openai_http.port")
+
+    with pytest.raises(UserError):
+        served(monkeypatch, visit, plan())
+
+
+@pytest.mark.parametrize(("build", "word"), [("block", "loading"), ("well", "running")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_no_front_end_hears_end_the_launch_in_order(build, word, number):
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from tests.service.fake_launch import main; main({build!r})"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as launched:
+        assert launched.stdout.readline().strip() == word
+        launched.send_signal(number)
+        sent = time.monotonic()
+        rest, errors = launched.communicate(timeout=20)  # until nobody holds the pipes: the engine has them too
+        assert time.monotonic() - sent < 2 * NOTICED_WITHIN
+    assert (rest, launched.returncode) == ("code 0\n", 0)
+    assert "Traceback" not in errors
+
+
+def test_the_engine_in_this_process(monkeypatch):
+    fake_launch.install(monkeypatch, None)
+    local = launch.open_local(plan())
+    try:
+        [[part]] = local.generate([(local.tokenizer.encode("A", add_special_tokens=False), SamplingParams(max_tokens=3))])
+        assert part.text == "BCD"
+    finally:
+        local.close()
