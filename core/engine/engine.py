@@ -20,7 +20,7 @@ from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.limits import RequestLimits
 from core.interfaces.randomness import philox
-from core.interfaces.request import EngineStats, FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from core.interfaces.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from core.interfaces.scheduler import SchedulingPolicy
 
 log = logging.getLogger("dovetail.engine")
@@ -74,12 +74,10 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """:raises RequestError: for one that can never run, or (status 429) while too many wait."""
-        params = request.params
         taken = request.request_id in self._sequences or any(event.request_id == request.request_id for event in self._aborted)
         if taken:
-            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id", code="duplicate_request_id")
-        self.limits.check(request.prompt_token_ids, params)
-        self._check_output(len(request.prompt_token_ids), params)
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id", code="duplicate_id")
+        self.limits.check(request.prompt_token_ids, request.params)
         if len(self._scheduler.waiting) >= self.config.max_waiting:
             raise RequestError(
                 f"{self.config.max_waiting} requests wait already: try again later", code="queue_full", status=429
@@ -145,19 +143,6 @@ class Engine:
         for request_id in list(self._sequences):
             self.abort(request_id)
         self._runner.close()
-
-    def _check_output(self, num_prompt: int, params: SamplingParams) -> None:
-        left = self.limits.context - num_prompt
-        for field, asked in (("max_tokens", params.max_tokens or 0), ("min_tokens", params.min_tokens)):
-            if asked > left:
-                raise RequestError(
-                    f"the prompt has {num_prompt} tokens and {field} asks for {asked} more; the context is "
-                    f"{self.limits.context} tokens: shorten the prompt, or ask for at most {left}",
-                    param=field,
-                    code="context_length_exceeded",
-                )
-        if params.logprobs is not None and params.logprobs > self.config.vocab:
-            raise RequestError(f"logprobs must be at most {self.config.vocab}, got {params.logprobs}", param="logprobs")
 
     def _sequence(self, request: Request) -> Sequence:
         params = request.params

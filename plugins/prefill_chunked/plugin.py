@@ -19,9 +19,7 @@ LONG_SHARE = 0.04
 
 class ChunkedSettings(Section, frozen=True):
     max_num_partial_prefills: int = Field(1, ge=1, description="prompts that one step may leave unfinished")
-    max_long_partial_prefills: int = Field(
-        1, ge=1, description="how many of these may be long; short ones overtake the rest"
-    )
+    max_long_partial_prefills: int = Field(1, ge=1, description="how many of these may be long; short ones overtake the rest")
     long_prefill_token_threshold: int = Field(
         0, ge=0, description="a prompt with more tokens left to compute is long; 0 is 4 % of the longest context"
     )

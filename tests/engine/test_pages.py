@@ -1,0 +1,174 @@
+"""Any interleaving of arrivals, aborts and steps: no page lost, none owned twice, nobody stuck, the right tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from core.interfaces.cache import Hit
+from plain.private import PrivatePages
+from prefill_chunked.chunked import ChunkedPrefill
+from tests.engine.fake_runner import (
+    VOCAB,
+    Chunks,
+    assert_idle,
+    collect,
+    drain,
+    generate,
+    make_engine,
+    request,
+    tokens_of,
+)
+from tests.engine.prefix_cache import PrefixPages
+
+CONTEXT = 32
+
+
+class AnyOrder(RuleBasedStateMachine):
+    @initialize(
+        seqs=st.integers(1, 6),
+        page_size=st.sampled_from([1, 3, 4, 16, 32]),
+        spare=st.integers(0, 12),
+        budget=st.sampled_from([1, 2, 7, 32, 100]),
+        shares=st.booleans(),
+        policy=st.sampled_from([Chunks, lambda: ChunkedPrefill(2, 1, 5), ChunkedPrefill]),
+    )
+    def start(self, seqs, page_size, spare, budget, shares, policy):
+        pages = -(-CONTEXT // page_size) + spare
+        cache = PrefixPages() if shares else PrivatePages()
+        self.engine = make_engine(
+            seqs=seqs, context=CONTEXT, page_size=page_size, pages=pages, budget=budget, policy=policy(), cache=cache
+        )
+        self.made, self.events, self.aborted = {}, {}, set()
+
+    @rule(
+        size=st.integers(1, CONTEXT - 1),
+        kind=st.integers(0, 2),
+        most=st.integers(1, CONTEXT),
+        priority=st.integers(-1, 1),
+        temperature=st.sampled_from([0.0, 1.0]),
+        penalty=st.sampled_from([0.0, 0.5]),
+    )
+    def add(self, size, kind, most, priority, temperature, penalty):
+        prompt = [(kind * 5 + index * index) % VOCAB for index in range(size)]
+        name = f"r{len(self.made)}"
+        self.made[name] = request(
+            name,
+            prompt,
+            priority=priority,
+            max_tokens=min(most, CONTEXT - size),
+            temperature=temperature,
+            seed=len(self.made),
+            frequency_penalty=penalty,
+        )
+        self.engine.add(self.made[name])
+
+    @rule(number=st.integers(1, 8))
+    def step(self, number):
+        for _ in range(number):
+            collect(self.events, self.engine.step())
+            self.engine.blocks.check()
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def abort(self, data):
+        name = data.draw(st.sampled_from(sorted(self.made)))
+        if self.engine.abort(name):
+            self.aborted.add(name)
+
+    @invariant()
+    def every_page_is_accounted_for(self):
+        if hasattr(self, "engine"):
+            self.engine.blocks.check()
+
+    def teardown(self):
+        if not hasattr(self, "engine"):
+            return
+        for new in drain(self.engine).values():
+            collect(self.events, new)
+        assert set(self.events) == set(self.made)
+        for name, one in self.made.items():
+            tokens, reason, _ = generate(one.prompt_token_ids, one.params, CONTEXT)
+            mine, last = tokens_of(self.events[name]), self.events[name][-1].finish_reason
+            if name in self.aborted:
+                assert (mine, last) == (tokens[: len(mine)], "abort")
+            else:
+                assert (mine, last) == (tokens, reason)
+        assert_idle(self.engine)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_page_is_held_back_for_every_row_that_may_still_grow():
+    engine = make_engine(context=CONTEXT, page_size=4, pages=8, seqs=4)
+    engine.add(request("grows", [1] * 8, max_tokens=16, ignore_eos=True))  # 2 pages now, 6 in the end
+    engine.step()
+    engine.add(request("newcomer", [2] * 17, max_tokens=1))  # 5 pages: all that are free by then, none in reserve
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 1)
+    drain(engine)
+    assert engine.stats().preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "tokens"),
+    [(1, 3), (2, 8), (3, 12)],
+    ids=["part of a page", "all of the prompt", "more than the prompt"],
+)
+def test_a_hit_that_is_not_whole_pages_with_a_token_left_is_refused(number, tokens):
+    class Wrong(PrivatePages):
+        def lookup(self, asked, salt):
+            return Hit(self._pool.take(number), tokens)
+
+    engine = make_engine(context=CONTEXT, page_size=4, cache=Wrong())
+    engine.add(request("r", [1] * 8))
+    with pytest.raises(RuntimeError, match=r"cache policy Wrong found .* a hit is whole pages and leaves a token to compute"):
+        engine.step()
+
+
+def test_check_finds_a_page_owned_twice():
+    engine = make_engine(context=CONTEXT, page_size=4)
+    for name in "ab":
+        engine.add(request(name, [1] * 8, max_tokens=4))
+    engine.step()
+    engine._rows.pages[0, 0] = engine._rows.pages[1, 0]
+    with pytest.raises(RuntimeError, match="have more owners than they count"):
+        engine.blocks.check()
+
+
+def test_check_finds_a_damaged_table():
+    engine = make_engine(context=CONTEXT, page_size=4)
+    engine.add(request("a", [1] * 8, max_tokens=4))
+    engine.step()
+    engine._rows.pages[0, -1] = 3
+    with pytest.raises(RuntimeError, match="the page table of row 0 is damaged"):
+        engine.blocks.check()
+
+
+def test_filled_pages_are_reported_once_each_with_their_tokens():
+    told = []
+
+    class Listens(PrivatePages):
+        def filled(self, tokens, pages, first, salt):
+            told.append((tokens.tolist(), pages.tolist(), first, salt))
+
+    engine = make_engine(context=CONTEXT, page_size=4, budget=10, cache=Listens(), policy=Chunks())
+    prompt = list(range(14))
+    engine.add(request("r", prompt, max_tokens=8, ignore_eos=True, salt="s"))
+    output = tokens_of(drain(engine)["r"])
+    known = prompt + output
+    assert [(len(tokens), first, salt) for tokens, _, first, salt in told] == [
+        (8, 0, "s"),
+        (12, 2, "s"),
+        (16, 3, "s"),
+        (20, 4, "s"),
+    ]
+    for tokens, pages, _, _ in told:
+        assert tokens == known[: len(tokens)]
+        assert len(set(pages)) == len(pages) == len(tokens) // 4
+    assert np.array_equal(told[-1][1][:2], told[0][1])

@@ -1,0 +1,193 @@
+"""The order of operations in a step, on a backend that is nothing but lists of what was done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.engine.runner import Runner
+from core.errors import EngineDeadError
+from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
+from core.interfaces.graph import GraphBackend
+
+LOGITS = np.array([[0.0, 3.0, 1.0], [5.0, 4.0, 2.0]], np.float32)
+
+
+class Backend:
+    device = "cpu"
+
+    def __init__(self):
+        self.done = []
+        self.lost = False
+        self.closed = False
+
+    def memory(self):
+        if self.lost:
+            raise RuntimeError("driver error")
+        return 1, 2
+
+    def upload(self, batch, spec, kv):
+        return (batch, spec, kv)
+
+    def adjust(self, logits, adjustment):
+        self.done.append("adjust")
+        logits[:] = -logits
+        return logits
+
+    def argmax(self, logits):
+        self.done.append("argmax")
+        return logits.argmax(axis=1)
+
+    def clone(self, array):
+        self.done.append("clone")
+        return array.copy()
+
+    def logprobs(self, logits, tokens, most):
+        self.done.append(f"logprobs {most}")
+        order = np.argsort(-logits, axis=1, kind="stable")
+        rows = np.arange(len(logits))
+        ranks = (logits > logits[rows, tokens][:, None]).sum(axis=1)
+        return logits[rows, tokens], ranks, order[:, :most], np.take_along_axis(logits, order[:, :most], 1)
+
+    def to_host(self, array):
+        return np.asarray(array)
+
+    def close(self):
+        self.closed = True
+
+
+class Decoder:
+    spec = "the spec"
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def forward(self, step, kv):
+        batch, spec, uploaded_kv = step
+        assert (spec, uploaded_kv) == ("the spec", kv)
+        if batch.token_ids[0] < 0:
+            raise ValueError("a bad token")
+        return LOGITS[: len(batch.sampling)].copy()
+
+
+class Sampler:
+    def sample(self, logits, rows):
+        logits[:] = 0  # a sampler may
+        return np.full(len(rows), 2, np.int64)
+
+
+class Graph(GraphBackend):
+    def __init__(self):
+        self.replays = 0
+
+    def prepare(self, forward):
+        def replay(step):
+            self.replays += 1
+            return forward(step)
+
+        return replay
+
+
+def batch(rows=2, *, greedy=True, logprobs=-1, adjusted=False, token=1):
+    empty, nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    adjustment = LogitAdjustment(
+        empty, empty, nothing, empty, empty, empty, empty, nothing, np.ones(rows), np.zeros(rows), np.zeros(rows)
+    )
+    sampling = SamplingRows(
+        temperature=np.full(rows, 0.0 if greedy else 1.0, np.float32),
+        top_k=np.zeros(rows, np.int32),
+        top_p=np.ones(rows, np.float32),
+        min_p=np.zeros(rows, np.float32),
+        seeds=np.zeros(rows, np.uint64),
+        positions=np.ones(rows, np.int64),
+        logprobs=np.full(rows, logprobs, np.int32),
+        adjustment=adjustment if adjusted else None,
+        all_greedy=greedy,
+    )
+    tokens = np.full(2, token, np.int32)
+    return StepBatch(
+        token_ids=tokens,
+        positions=np.zeros(2, np.int32),
+        slots=np.arange(2),
+        query_starts=np.arange(3, dtype=np.int32),
+        context_lens=np.ones(2, np.int32),
+        page_table=np.zeros((2, 1), np.int32),
+        logit_rows=np.arange(rows),
+        num_decodes=2,
+        sampling=sampling,
+    )
+
+
+@pytest.fixture
+def backend():
+    return Backend()
+
+
+@pytest.fixture
+def graph():
+    return Graph()
+
+
+@pytest.fixture
+def runner(backend, graph):
+    return Runner(Decoder(backend), "the kv", Sampler(), graph)
+
+
+def test_greedy_is_an_argmax_and_nothing_else(runner, backend, graph):
+    sampled = runner.run(batch())
+    assert sampled.token_ids.tolist() == [1, 0]
+    assert sampled.logprobs is None
+    assert backend.done == ["argmax"]
+    assert graph.replays == 1
+
+
+def test_a_row_that_is_not_greedy_goes_through_the_sampler(runner, backend):
+    assert runner.run(batch(greedy=False)).token_ids.tolist() == [2, 2]
+    assert backend.done == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "done"),
+    [
+        ({}, [1, 0], ["argmax", "logprobs 2"]),
+        ({"adjusted": True}, [0, 2], ["clone", "adjust", "argmax", "logprobs 2"]),
+        ({"greedy": False}, [2, 2], ["clone", "logprobs 2"]),
+    ],
+    ids=["greedy", "adjusted", "sampled"],
+)
+def test_logprobs_are_of_the_raw_logits_and_copy_them_only_when_they_would_be_lost(runner, backend, kind, tokens, done):
+    sampled = runner.run(batch(logprobs=2, **kind))
+    assert sampled.token_ids.tolist() == tokens
+    assert sampled.logprobs.tolist() == [LOGITS[0][tokens[0]], LOGITS[1][tokens[1]]]
+    assert sampled.ranks.tolist() == [sorted(-LOGITS[row]).index(-LOGITS[row][token]) for row, token in enumerate(tokens)]
+    assert sampled.top_ids.tolist() == [[1, 2], [0, 1]]
+    assert sampled.top_logprobs.tolist() == [[3.0, 1.0], [5.0, 4.0]]
+    assert backend.done == done
+
+
+def test_adjusted_logits_are_what_is_chosen_from(runner, backend):
+    assert runner.run(batch(adjusted=True)).token_ids.tolist() == [0, 2]
+    assert backend.done == ["adjust", "argmax"]
+
+
+def test_a_step_that_samples_nothing_still_runs(runner, backend, graph):
+    assert runner.run(batch(rows=0)).token_ids.tolist() == []
+    assert graph.replays == 1
+    assert backend.done == []
+
+
+def test_an_error_of_the_step_passes_while_the_device_answers(runner):
+    with pytest.raises(ValueError, match="a bad token"):
+        runner.run(batch(token=-1))
+
+
+def test_an_error_on_a_device_that_is_gone_is_the_end(runner, backend):
+    backend.lost = True
+    with pytest.raises(EngineDeadError, match="the device cpu no longer answers: driver error") as caught:
+        runner.run(batch(token=-1))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_close_closes_the_backend(runner, backend):
+    runner.close()
+    assert backend.closed
