@@ -1,0 +1,142 @@
+"""The decoder's operations in PyTorch. One backend is one device and one number format."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from core.compute.torch_backend import linear, logits, machine, rope, step
+from core.compute.torch_backend.attention import PagedKV
+from core.compute.torch_backend.linear import Target, TorchLinear
+from core.compute.torch_backend.step import Step
+from core.errors import UserError
+from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
+from core.interfaces.model import DecoderSpec, Weight
+from core.interfaces.quantizer import Quantizer
+
+DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class Norm(NamedTuple):
+    weight: Tensor  # [hidden]
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class TorchBackend(ComputeBackend):
+    """Tensors here never require a gradient, so nothing is recorded. They are no inference tensors: those a sampler from
+    elsewhere could not write to, and inference mode saves nothing measurable.
+    """
+
+    framework = "torch"
+
+    def __init__(self, device: str, dtype: DType, threads: int = 0) -> None:
+        """``threads``: of a CPU; 0 is one for each physical core that this process may use."""
+        self.device = device
+        self.dtype = dtype
+        self._target = Target(torch.device(device), DTYPES[dtype])
+        self._embedding: Tensor | None = None  # until a tied head has been placed
+        if self._target.device.type == "cpu":
+            torch.set_num_threads(threads or machine.usable_cores())
+            machine.keep_freed_memory()
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def place(self, weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None) -> Any:
+        with machine.memory_for(
+            f"the weights of the model, at {weight.name}",
+            "take a smaller model",
+            "pack the weights: --quantization (--list-plugins shows what is installed)",
+            "free memory, or use a machine that has more",
+        ):
+            if weight.name.role == "norm":
+                return Norm(linear.array(weight, spec, self._target), spec.norm_eps)
+            if weight.name.role == "embed":
+                table = linear.array(weight, spec, self._target)
+                self._embedding = table if spec.tied_head else None
+                return table
+            placed = linear.place(weight, spec, quantizer, self._target, self._embedding)
+            if weight.name.role == "head":
+                self._embedding = None
+            return placed
+
+    def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
+        wanted = num_pages * page_size * spec.kv_bytes_per_token(DTYPE_BYTES[self.dtype])
+        what = f"{num_pages} KV pages of {page_size} tokens ({wanted / 2**30:.2f} GiB)"
+        remedies = (
+            "lower --num-gpu-blocks-override, or leave it out to size the pages from memory",
+            "lower --max-num-seqs or --max-model-len",
+        )
+        free, _ = self.memory()
+        if wanted > free:
+            raise UserError.of(
+                f"there is not enough memory for {what}: {free / 2**30:.2f} GiB of {self.device} is free", "", *remedies
+            )
+        with machine.memory_for(what, *remedies):
+            return PagedKV(spec, num_pages, page_size, self._target.dtype, self._target.device)
+
+    def memory(self) -> tuple[int, int]:
+        return machine.free_and_total(self._target.device)
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step:
+        assert isinstance(kv, PagedKV)
+        return step.upload(batch, kv.page_size, kv.turns, kv.masks)
+
+    def embed(self, table: Tensor, step: Step) -> Tensor:
+        return functional.embedding(step.token_ids, table)
+
+    def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        assert isinstance(kv, PagedKV)
+        spec = kv.spec
+        heads = weight(norm(hidden)).view(len(hidden), -1, spec.head_dim)  # q, then k, then v
+        turning = spec.num_heads + spec.num_kv_heads
+        turned = rope.rotate(heads[:, :turning], step.turns, spec.rope_style)
+        kv.write(layer, step.slots, turned[:, spec.num_heads :], heads[:, turning:])
+        return turned.flatten(1)[:, : spec.q_width]
+
+    def attention(self, q: Tensor, kv: KVCache, layer: int, step: Step) -> Tensor:
+        assert isinstance(kv, PagedKV)
+        return kv.attend(layer, q.view(len(q), kv.spec.num_heads, kv.spec.head_dim), step)
+
+    def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        return residual.add_(weight(x))
+
+    def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        gate, up = weight(norm(hidden)).chunk(2, -1)
+        return functional.silu(gate).mul_(up)
+
+    def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step) -> Tensor:
+        assert isinstance(head, TorchLinear)
+        if not step.num_logits:
+            return torch.empty((0, head.out_features), device=hidden.device)
+        if step.logit_rows is not None:
+            hidden = hidden.index_select(0, step.logit_rows)
+        return head(norm(hidden)).float()
+
+    def adjust(self, array: Tensor, adjustment: LogitAdjustment) -> Tensor:
+        return logits.adjust(array, adjustment)
+
+    def argmax(self, array: Tensor) -> Tensor:
+        return array.argmax(-1)
+
+    def logprobs(self, array: Tensor, token_ids: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return logits.logprobs(array, token_ids, most)
+
+    def clone(self, array: Tensor) -> Tensor:
+        return array.clone()
+
+    def to_host(self, array: Tensor) -> NDArray[Any]:
+        host: NDArray[np.generic] = (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
+        return host
