@@ -59,15 +59,16 @@ class Progress:
         self._n = call.params.n
         self._watch = watch
         self._keep_text = keep_text
+        self.failure: GenerationError | None = None
         self.choices = [Gathered(number) for number in range(len(call.prompts)) for _ in range(self._n)]
 
     def take(self, batch: list[Numbered]) -> list[tuple[int, TextDelta]]:
-        """The batch by place in ``choices``. :raises GenerationError: when the engine gave one up."""
+        """The batch by place in ``choices``. ``failure`` is set when the engine gave one up; its last text is in the batch."""
         taken = []
         for number, delta in batch:
             self._watch.tokens(number, delta.index, len(delta.token_ids))
             if delta.finish_reason == "error":
-                raise GenerationError(delta.error or "the engine could not finish the request")
+                self.failure = GenerationError(delta.error or "the engine could not finish the request")
             choice = number * self._n + delta.index
             gathered = self.choices[choice]
             gathered.last = delta
@@ -78,7 +79,7 @@ class Progress:
         return taken
 
     def done(self) -> None:
-        """:raises GenerationError: when the deltas ended before every choice did."""
+        """Call it at the end. :raises GenerationError: when the deltas ended before every choice did."""
         if any(gathered.last is None or gathered.last.finish_reason is None for gathered in self.choices):
             raise GenerationError("the engine ended the request without finishing it")
         self._watch.done()
@@ -114,6 +115,8 @@ async def answer(door: Door, request: Request, call: Call, form: Form) -> Respon
         # The status line waits for the first delta, so that a refusal can still be a status.
         first = await while_connected(request.receive, deltas.batch())
         taken = progress.take(first)
+        if progress.failure is not None:
+            raise progress.failure
         chunks = ChunkWriter(_shared(door, call, form.chunk_object), usage=call.include_usage)
         events = _events(call, form, deltas, progress, chunks, taken)
         streaming = True
@@ -142,6 +145,8 @@ def _shared(door: Door, call: Call, kind: str) -> dict[str, Any]:
 async def _collect(deltas: Deltas, progress: Progress) -> None:
     while batch := await deltas.batch():
         progress.take(batch)
+        if progress.failure is not None:
+            raise progress.failure
     progress.done()
 
 
@@ -158,11 +163,13 @@ async def _events(
             for choice, delta in taken:
                 if delta.text or delta.logprobs:
                     ready.append(chunk(form.piece(choice, delta)))
-                if delta.finish_reason is not None:
+                if delta.finish_reason not in (None, "error"):
                     ready.append(chunk(form.closing(choice, delta)))
             if ready:
                 yield b"".join(ready)
                 ready.clear()
+            if progress.failure is not None:
+                raise progress.failure
             if not (batch := await deltas.batch()):
                 break
             taken = progress.take(batch)

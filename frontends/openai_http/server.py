@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -38,6 +38,7 @@ class OpenAIServer(FrontEnd):
         self._drain_timeout = drain_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._hurry = asyncio.Event()
 
     def run(self, service: Service) -> ExitCode:
         """:raises UserError: when the address cannot be listened on."""
@@ -51,8 +52,13 @@ class OpenAIServer(FrontEnd):
             with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
                 self._loop.call_soon_threadsafe(self._stop.set)
 
+    def _heard(self) -> None:
+        """A signal: the first one stops the server, the next one does not wait for anybody."""
+        assert self._stop is not None
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
     async def _run(self, service: Service, bound: socket.socket) -> ExitCode:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         app = create_app(service, self._section)
         door: Door = app.state.door
         server = _Uvicorn(
@@ -72,7 +78,7 @@ class OpenAIServer(FrontEnd):
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         stopping = asyncio.create_task(self._stop.wait())
         dying = asyncio.create_task(service.wait_dead())
-        with _signals(self._loop, self._stop, server):
+        with _signals(self._loop, self._heard):
             try:
                 await asyncio.wait((serving, stopping, dying), return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done() and not serving.done():
@@ -94,10 +100,16 @@ class OpenAIServer(FrontEnd):
         door.close(stopping)
         server.should_exit = True
         draining = asyncio.create_task(service.drain(self._drain_timeout))
-        await asyncio.wait((draining, dying), timeout=self._drain_timeout + FLUSH_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        hurrying = asyncio.create_task(self._hurry.wait())
+        patience = self._drain_timeout + FLUSH_TIMEOUT
+        await asyncio.wait((draining, hurrying, dying), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
-        await asyncio.gather(draining, return_exceptions=True)
+        hurrying.cancel()
+        await asyncio.gather(draining, hurrying, return_exceptions=True)
+        if dying.done():
+            return
         door.end_calls(stopping)
+        server.force_exit = self._hurry.is_set()
 
     async def _mourn(self, door: Door, server: _Uvicorn, reason: str) -> None:
         log.error("the engine died: %s", reason)
@@ -126,24 +138,20 @@ class _Uvicorn(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, server: _Uvicorn) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the server; a second one does not wait for anybody."""
+def _signals(loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def heard() -> None:
-        if stop.is_set():
-            server.force_exit = True
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, heard)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # the launcher's own again, while it ends the engine
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,551 @@
+"""The application without a network: what it refuses and how, what it passes on, what it does when a client leaves."""
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.errors import EngineDeadError
+from core.interfaces.frontend import TextDelta
+from frontends.openai_http.app import create_app
+from frontends.openai_http.deltas import Deltas
+from frontends.openai_http.errors import StoppingError
+from frontends.openai_http.plugin import HttpSettings
+from tests.frontends.fake_service import ANSWER, BOS, FakeService
+
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "hi"}]
+
+
+@asynccontextmanager
+async def app_client(service, **section):
+    app = create_app(service, HttpSettings(**section))
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def post(path, body, service=None, section=None, **kwargs):
+    async def run():
+        async with app_client(service or FakeService(), **(section or {})) as client:
+            if isinstance(body, bytes):
+                return await client.post(path, content=body, **kwargs)
+            return await client.post(path, json=body, **kwargs)
+
+    return asyncio.run(run())
+
+
+def get(path, service=None):
+    async def run():
+        async with app_client(service or FakeService()) as client:
+            return await client.get(path)
+
+    return asyncio.run(run())
+
+
+def error_of(response):
+    assert response.headers["content-type"] == "application/json"
+    [(key, error)] = response.json().items()
+    assert key == "error"
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+MALFORMED = [
+    # what is posted to chat completions, param, beginning of the message
+    (b"", None, "invalid JSON"),
+    (b"{", None, "invalid JSON"),
+    (b"\xff\xfe", None, "invalid JSON"),
+    (b"[]", None, "input should be an object"),
+    (b"null", None, "input should be an object"),
+    (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None, "invalid JSON: recursion limit"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', None, "invalid JSON"),
+    (
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        "temperature",
+        "temperature: input should be a fin",
+    ),
+    (b'{"messages": [{"role": "user", "content": "x"}], "top_p": 1e999}', "top_p", "top_p: input should be a finite number"),
+    ({}, "messages", "messages: field required"),
+    ({"messages": []}, "messages", "messages: list should have at least 1 item"),
+    ({"messages": "hi"}, "messages", "messages: input should be a valid array"),
+    ({"messages": [3]}, "messages[0]", "messages[0]: input should be an object"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role: field required"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "messages[0].role: input should be 'system'"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "messages[0].content: must be a string or a list"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content", "messages[0].content: part 0 must be an obj"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content",
+        "messages[0].content: part 0 needs",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content",
+        "messages[0].content: part 0 is of type 'image_url': this model takes text only",
+    ),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "a conversation cannot begin with the assistant"),
+    ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "the prompt has 618 tokens; at most 499 fit"),
+    ({"messages": USER, "model": 3}, "model", "model: input should be a valid string"),
+    ({"messages": USER, "temperature": "1"}, "temperature", "temperature: input should be a valid number"),
+    ({"messages": USER, "temperature": 1000}, "temperature", "temperature must be a number in [0, 100]"),
+    ({"messages": USER, "max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0"),
+    ({"messages": USER, "max_tokens": 2.5}, "max_tokens", "max_tokens: input should be a valid integer"),
+    ({"messages": USER, "max_tokens": True}, "max_tokens", "max_tokens: input should be a valid integer"),
+    ({"messages": USER, "max_completion_tokens": -1}, "max_completion_tokens", "max_completion_tokens must be at least 1"),
+    ({"messages": USER, "max_tokens": 10**30}, "max_tokens", "max_tokens must be a whole number"),
+    ({"messages": USER, "n": 0}, "n", "n must be a whole number in [1, 128]"),
+    ({"messages": USER, "stream": "yes"}, "stream", "stream: input should be a valid boolean"),
+    ({"messages": USER, "stop": 3}, "stop", "stop: must be a string or a list of strings"),
+    ({"messages": USER, "stop": [""]}, "stop", "each stop string must be a non-empty string"),
+    ({"messages": USER, "stop_token_ids": [-1]}, "stop_token_ids", "-1 is not a token id"),
+    ({"messages": USER, "stop_token_ids": [0x110000]}, "stop_token_ids", "1114112 is not a token id of this model"),
+    ({"messages": USER, "logit_bias": {"x": 1}}, "logit_bias", "logit_bias takes token ids as keys, not 'x'"),
+    ({"messages": USER, "logit_bias": {"-5": 1}}, "logit_bias", "logit_bias takes token ids as keys, not '-5'"),
+    ({"messages": USER, "logit_bias": {"5": "1"}}, "logit_bias.5", "logit_bias.5: input should be a valid number"),
+    ({"messages": USER, "logit_bias": {"5": 101}}, "logit_bias", "the bias of token 5 must lie in [-100, 100]"),
+    ({"messages": USER, "top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs to be true"),
+    ({"messages": USER, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs must lie in [0, 20], got 21"),
+    ({"messages": USER, "logprobs": 2}, "logprobs", "logprobs: input should be a valid boolean"),
+    ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options", "stream_options needs stream to be true"),
+    ({"messages": USER, "min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens (5) is greater than max_tokens (4)"),
+    ({"messages": USER, "request_id": "a\nb"}, "request_id", "request_id: string should match pattern"),
+    ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is not supported by this server"),
+    ({"messages": USER, "guided_regex": "a+"}, "guided_regex", "guided_regex is not supported by this server"),
+    ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
+    ({"messages": USER, "modalities": ["audio"]}, "modalities", "modalities is not supported by this server"),
+    ({"messages": USER, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "self cannot be given to the template"),
+]
+
+
+@pytest.mark.parametrize(("body", "param", "message"), MALFORMED)
+def test_what_a_chat_refuses(body, param, message):
+    service = FakeService()
+    response = post(CHAT, body, service)
+    error = error_of(response)
+    assert response.status_code == 400, error
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(message)
+    assert error["param"] == param
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "prompt", "prompt: field required"),
+        ({"prompt": None}, "prompt", "prompt: must be a string, a list of strings"),
+        ({"prompt": []}, "prompt", "prompt: must not be empty"),
+        ({"prompt": [[]]}, "prompt", "prompt: must be a string"),
+        ({"prompt": ["a", 1]}, "prompt", "prompt: must be a string"),
+        ({"prompt": [True]}, "prompt", "prompt: must be a string"),
+        ({"prompt": [-1]}, "prompt", "-1 is not a token id of this model"),
+        ({"prompt": [0x110000]}, "prompt", "1114112 is not a token id of this model"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt", "the prompt is empty"),
+        ({"prompt": "x" * 499}, "prompt", "the prompt has 500 tokens"),
+        ({"prompt": "x", "suffix": "y"}, "suffix", "suffix is not supported"),
+        ({"prompt": "x", "best_of": 2}, "best_of", "best_of (2) must equal n (1)"),
+        ({"prompt": "x", "echo": True, "logprobs": 1}, "echo", "echo with logprobs is not supported"),
+        ({"prompt": "x", "logprobs": True}, "logprobs", "logprobs: input should be a valid integer"),
+        ({"prompt": "x", "logprobs": -1}, "logprobs", "logprobs must lie in [0, 20], got -1"),
+    ],
+)
+def test_what_a_completion_refuses(body, param, message):
+    response = post(COMPLETE, body)
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(message)
+
+
+def test_every_wrong_field_is_in_the_message():
+    error = error_of(post(CHAT, {"messages": USER, "temperature": "x", "n": "y", "seed": []}))
+    assert error["message"].count(";") == 2
+    assert error["param"] == "n"
+
+
+def test_a_prompt_of_the_greatest_length_is_taken():
+    assert post(COMPLETE, {"prompt": "x" * 498, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_beyond_the_limit_is_refused(chunked):
+    body = json.dumps({"prompt": "x" * 5000}).encode()
+
+    async def parts():
+        for at in range(0, len(body), 512):
+            yield body[at : at + 512]
+
+    async def run():
+        async with app_client(FakeService(), max_request_bytes=2048) as client:
+            return await client.post(COMPLETE, content=parts() if chunked else body)
+
+    response = asyncio.run(run())
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+
+
+def test_unknown_routes_and_methods_have_openai_bodies():
+    missing = get("/v2/nothing")
+    assert (missing.status_code, error_of(missing)["message"]) == (404, "there is no GET /v2/nothing")
+    wrong = get(CHAT)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert error_of(wrong)["message"] == "/v1/chat/completions does not take GET"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("script", "status", "code", "message"),
+    [
+        ("refuse=429", 429, "rate_limit_exceeded", "the queue is full"),
+        ("refuse=503", 503, "invalid_value", "the queue is full"),
+        ("break=1", 500, "internal_error", "an internal error; the server's log has the cause"),
+        ("error_after=0", 500, "generation_failed", "the kernel overflowed"),
+        ("endless=1", 500, "generation_failed", "the engine ended the request without finishing it"),
+        ("die_after=0", 503, "engine_dead", "the engine is gone: killed by the script"),
+    ],
+)
+def test_failures_before_the_first_token_are_statuses(script, status, code, message, stream):
+    response = post(COMPLETE, {"prompt": "x", "cache_salt": script, "stream": stream})
+    if stream and script == "endless=1":  # known at the end only
+        assert json.loads(response.text.rsplit("data: ", 1)[1])["error"]["message"] == message
+        return
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["message"]) == (status, code, message)
+    assert "secret" not in response.text
+    assert ("retry-after" in response.headers) == (status == 429)
+
+
+def test_a_failure_in_mid_stream_is_the_last_event():
+    text = post(COMPLETE, {"prompt": "x", "stream": True, "cache_salt": "error_after=2"}).text
+    *_, last, end = text.split("\n\n")
+    assert end == ""
+    assert json.loads(last.removeprefix("data: ")) == {
+        "error": {"message": "the kernel overflowed", "type": "server_error", "param": None, "code": "generation_failed"}
+    }
+    assert "[DONE]" not in text
+
+
+def test_a_stream_ends_with_done():
+    response = post(CHAT, {"messages": USER, "stream": True, "max_tokens": 1})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+def test_all_parameters_reach_the_engine():
+    service = FakeService()
+    given = {
+        "n": 2,
+        "temperature": 0.5,
+        "top_p": 0.75,
+        "top_k": 7,
+        "min_p": 0.125,
+        "presence_penalty": 0.25,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.5,
+        "seed": -3,
+        "stop": ["a", "b"],
+        "stop_token_ids": [4],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "skip_special_tokens": False,
+    }
+    others = {"logit_bias": {"5": -100, "6": 2.5}, "logprobs": 3, "priority": -4, "cache_salt": "chunk=1", "user": "me"}
+    assert post(COMPLETE, {"prompt": "hey", **given, **others, "best_of": 2, "no_such_field": {}}, service).status_code == 200
+    [(request_id, prompt, params, priority, salt)] = service.requests
+    assert request_id.startswith("cmpl-")
+    assert prompt == [BOS, *map(ord, "hey")]
+    assert {name: getattr(params, name) for name in given} == given | {"stop": ("a", "b"), "stop_token_ids": (4,)}
+    assert (params.logit_bias, params.logprobs, priority, salt) == ({5: -100.0, 6: 2.5}, 3, -4, "chunk=1")
+
+
+def test_defaults_are_the_requests_then_the_checkpoints_then_openais():
+    service = FakeService(defaults={"temperature": 0.8, "top_p": 0.9, "top_k": 20, "eos_token_id": 3})
+    post(COMPLETE, {"prompt": "x"}, service)
+    post(CHAT, {"messages": USER, "temperature": 0, "top_p": None}, service)
+    plain = FakeService()
+    post(CHAT, {"messages": USER}, plain)
+    completion, chat = (request[2] for request in service.requests)
+    assert (completion.temperature, completion.top_p, completion.top_k, completion.max_tokens) == (0.8, 0.9, 20, 16)
+    assert (chat.temperature, chat.top_p, chat.top_k, chat.max_tokens) == (0.0, 0.9, 20, None)
+    [(_, _, bare, *_)] = plain.requests
+    assert (bare.temperature, bare.top_p, bare.top_k, bare.max_tokens, bare.n) == (1.0, 1.0, 0, None, 1)
+
+
+def test_max_completion_tokens_beats_max_tokens():
+    service = FakeService()
+    post(CHAT, {"messages": USER, "max_tokens": 3, "max_completion_tokens": 5}, service)
+    assert service.requests[0][2].max_tokens == 5
+
+
+def test_parts_are_joined_and_developer_is_system():
+    service = FakeService()
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    post(CHAT, {"messages": messages, "max_tokens": 1, "add_generation_prompt": False}, service)
+    assert service.tokenizer.decode(service.requests[0][1]) == "system: be brief\nuser: a\nb\n"
+
+
+def test_what_is_asked_for_in_vain_may_be_empty():
+    nothing = {"tools": [], "response_format": {"type": "text"}, "guided_json": None, "modalities": ["text"]}
+    assert post(CHAT, {"messages": USER, **nothing}).status_code == 200
+
+
+def test_unknown_fields_are_ignored_and_logged(caplog):
+    with caplog.at_level(logging.DEBUG, "dovetail.http"):
+        assert post(CHAT, {"messages": USER, "zzz": 1, "store": True}).status_code == 200
+    assert "/v1/chat/completions: unknown fields are ignored: store, zzz" in caplog.messages
+
+
+def test_without_a_template_chat_is_refused_and_completion_is_not():
+    error = error_of(post(CHAT, {"messages": USER}, FakeService(chat=False)))
+    assert error["code"] == "no_chat_template"
+    assert post(COMPLETE, {"prompt": "x"}, FakeService(chat=False)).status_code == 200
+
+
+def test_served_names():
+    service = FakeService(served_names=("small", "org/small"))
+    assert [model["id"] for model in get("/v1/models", service).json()["data"]] == ["small", "org/small"]
+    assert get("/v1/models/org/small", service).json()["id"] == "org/small"
+    assert post(COMPLETE, {"prompt": "x"}, service).json()["model"] == "small"
+    assert post(COMPLETE, {"prompt": "x", "model": "org/small"}, service).json()["model"] == "org/small"
+    refused = post(COMPLETE, {"prompt": "x", "model": "models/fake-1b"}, service)
+    assert refused.status_code == 404
+    assert error_of(refused)["message"] == (
+        "the model 'models/fake-1b' is not served here; this server has 'small', 'org/small'"
+    )
+    assert get("/v1/models", FakeService(served_names=())).json()["data"][0]["id"] == "models/fake-1b"
+
+
+def test_version_and_health():
+    assert set(get("/version").json()) == {"version"}
+    assert (get("/health").status_code, get("/health").json()) == (200, {"status": "ok"})
+    assert get("/ping").status_code == 200
+    dead = FakeService()
+    dead.dead_because = "it fell"
+    assert (get("/health", dead).status_code, get("/health", dead).json()["detail"]) == (503, "it fell")
+    assert get("/ping", dead).status_code == 503
+    draining = FakeService()
+    draining.draining = True
+    assert get("/health", draining).status_code == 503
+
+
+def samples(text):
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_parse_and_count():
+    async def run():
+        service = FakeService()
+        async with app_client(service) as client:
+            await client.post(COMPLETE, json={"prompt": "x", "max_tokens": 4, "cache_salt": "delay=0.001"})
+            await client.post(COMPLETE, json={"prompt": "x", "max_tokens": 3, "stream": True})
+            await client.post(COMPLETE, json={"prompt": 5})
+            await client.get("/v1/models/a/b")
+            await client.get("/nowhere/4711")
+            alive = samples((await client.get("/metrics")).text)
+            service.dead_because = "it fell"
+            return alive, samples((await client.get("/metrics")).text)
+
+    alive, dead = asyncio.run(run())
+    assert alive["dovetail_http_requests_total", "/v1/completions", "200"] == 2
+    assert alive["dovetail_http_requests_total", "/v1/completions", "400"] == 1
+    assert alive["dovetail_http_requests_total", "/v1/models/{name:path}", "404"] == 1
+    assert alive["dovetail_http_requests_total", "404", "unmatched"] == 1
+    assert alive["dovetail_http_generations_in_flight",] == 0
+    assert alive["dovetail_time_to_first_token_seconds_count",] == 2
+    assert alive["dovetail_e2e_request_latency_seconds_count",] == 2
+    assert alive["dovetail_inter_token_latency_seconds_count",] >= 3
+    assert alive["dovetail_inter_token_latency_seconds_bucket", "0.001"] >= 0
+    assert [alive[f"dovetail_kv_pages{kind}",] for kind in ("", "_free", "_used", "_cached")] == [10, 6, 3, 1]
+    assert alive["dovetail_generation_tokens_total",] == 11
+    assert alive["dovetail_requests_finished_total", "stop"] == 3
+    assert (alive["dovetail_engine_up",], dead["dovetail_engine_up",]) == (1, 0)
+    assert dead["dovetail_kv_pages",] == 10  # the last that was known
+
+
+def test_metrics_answer_though_the_engine_does_not(monkeypatch):
+    monkeypatch.setattr("frontends.openai_http.info._STATS_TIMEOUT", 0.01)
+    service = FakeService()
+    service.stats_hang = True
+    assert samples(get("/metrics", service).text)["dovetail_engine_up",] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_client_that_leaves_aborts_its_request(stream, after):
+    """Driven by hand, message by message, since an HTTP client would hide when it leaves."""
+
+    async def run():
+        service = FakeService()
+        app = create_app(service)
+        body = json.dumps({"prompt": ["a", "b"], "stream": stream, "cache_salt": f"hold_after={after}"}).encode()
+        left, sent = asyncio.Event(), []
+        bodies = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if bodies:
+                return bodies.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": COMPLETE,
+            "raw_path": COMPLETE.encode(),
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "scheme": "http",
+            "server": ("test", 80),
+            "client": ("test", 1),
+        }
+        serving = asyncio.create_task(app(scope, receive, send))
+        while len(service.running) < 2 or (stream and after and b'"r"' not in b"".join(m.get("body", b"") for m in sent)):
+            await asyncio.sleep(0)
+        left.set()
+        await asyncio.wait_for(serving, 5)
+        return service, app.state.door, sent
+
+    service, door, sent = asyncio.run(run())
+    assert sorted(service.aborted) == sorted(request[0] for request in service.requests)
+    assert len(service.aborted) == 2
+    assert service.running == set()
+    assert door._calls == {}
+    if not (stream and after):
+        assert [message["status"] for message in sent if message["type"] == "http.response.start"] == [499]
+
+
+def test_one_failing_prompt_aborts_its_siblings():
+    service = FakeService()
+    original = service.generate
+
+    def generate(prompt, params, *, request_id, **kwargs):
+        kwargs["cache_salt"] = "error_after=2" if request_id.endswith("-1") else "hold_after=1"
+        return original(prompt, params, request_id=request_id, **kwargs)
+
+    service.generate = generate
+    response = post(COMPLETE, {"prompt": ["a", "b"], "request_id": "r"}, service)
+    assert response.status_code == 500
+    assert service.aborted == ["cmpl-r-0"]
+
+
+def test_a_request_id_in_use_is_refused():
+    async def run():
+        service = FakeService()
+        async with app_client(service) as client:
+            body = {"prompt": "x", "request_id": "r"}
+            first = asyncio.create_task(client.post(COMPLETE, json={**body, "cache_salt": "hold_after=0"}))
+            while not service.running:
+                await asyncio.sleep(0)
+            second = await client.post(COMPLETE, json=body)
+            service.die("enough")
+            return second, await first
+
+    second, first = asyncio.run(run())
+    assert (second.status_code, error_of(second)["param"]) == (400, "request_id")
+    assert first.status_code == 503
+
+
+def test_too_many_calls_at_once_are_refused():
+    async def run():
+        service = FakeService()
+        async with app_client(service, max_concurrency=1) as client:
+            first = asyncio.create_task(client.post(COMPLETE, json={"prompt": "x", "cache_salt": "hold_after=0"}))
+            while not service.running:
+                await asyncio.sleep(0)
+            second = await client.post(COMPLETE, json={"prompt": "x"})
+            service.die("enough")
+            await first
+            return second
+
+    second = asyncio.run(run())
+    assert (second.status_code, second.headers["retry-after"]) == (429, "1")
+
+
+def test_a_stopping_server_takes_nothing_new():
+    async def run():
+        app = create_app(FakeService())
+        app.state.door.close(StoppingError("the server is stopping"))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await client.post(COMPLETE, json={"prompt": "x"}), await client.get("/health")
+
+    refused, health = asyncio.run(run())
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "server_stopping")
+    assert (health.status_code, health.json()) == (503, {"status": "not ready", "detail": "the server is stopping"})
+
+
+def delta(text, finish=None, index=0):
+    return TextDelta(
+        index=index,
+        text=text,
+        token_ids=tuple(map(ord, text)),
+        logprobs=None,
+        finish_reason=finish,
+        num_prompt_tokens=1,
+        num_generated_tokens=len(text),
+    )
+
+
+def test_deltas_that_are_ready_come_as_one_a_choice():
+    async def source():
+        for text in "abc":
+            yield delta(text)
+            yield delta(text.upper(), index=1)
+        yield delta("d", "stop")
+
+    async def run():
+        deltas = Deltas([source()])
+        batch = await deltas.batch()
+        return [
+            (number, each.index, each.text, each.token_ids, each.finish_reason) for number, each in batch
+        ], await deltas.batch()
+
+    batch, end = asyncio.run(run())
+    assert batch == [(0, 0, "abcd", (97, 98, 99, 100), "stop"), (0, 1, "ABC", (65, 66, 67), None)]
+    assert end == []
+
+
+@pytest.mark.parametrize("error", [EngineDeadError("gone"), StoppingError("stopping")])
+def test_failing_deltas_end_though_their_source_goes_on(error):
+    closed = []
+
+    async def source():
+        try:
+            while True:
+                yield delta("x")
+                await asyncio.sleep(0)
+        finally:
+            closed.append(True)
+
+    async def run():
+        deltas = Deltas([source()])
+        await deltas.batch()
+        deltas.fail(error)
+        while await deltas.batch():
+            pass
+
+    with pytest.raises(type(error)):
+        asyncio.run(asyncio.wait_for(run(), 5))
+    assert closed == [True]
+
+
+def test_answer_is_what_the_fake_says():
+    assert post(CHAT, {"messages": USER}).json()["choices"][0]["message"]["content"] == ANSWER

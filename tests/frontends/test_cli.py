@@ -1,0 +1,189 @@
+"""The dovetail command, as a process against a served fake; on a terminal of its own where that matters."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from core.errors import ExitCode
+from frontends.cli import own_server
+from frontends.cli.main import main
+from tests.frontends.conftest import ROOT, serving
+from tests.frontends.fake_service import ANSWER
+
+
+def dovetail(*arguments, typed=""):
+    return subprocess.run(  # noqa: PLW1510 - what it returns is what is tested
+        [sys.executable, "-m", "frontends.cli.main", *arguments],
+        cwd=ROOT,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_help_is_quick_and_light():
+    code = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from frontends.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'httpx', 'fastapi', 'rich', 'pydantic', 'core.compose'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy), 'quick:', time.perf_counter() - began < 0.3)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    assert "heavy: [] quick: True" in shown.stdout
+    for command in ("serve", "bench", "chat", "complete", "plugins"):
+        assert re.search(rf"^    {command} ", shown.stdout, re.MULTILINE)
+
+
+def test_one_question(served):
+    answered = dovetail("chat", "--url", f"{served.url}/v1", "-q", "What is the capital of France?")
+    assert (answered.stdout, answered.stderr, answered.returncode) == (f"{ANSWER}\n", "", 0)
+
+
+def test_a_conversation_in_a_pipe_is_bare_text():
+    with serving() as served:
+        typed = "/system be brief\nhello\n\n/nonsense\n/reset\nagain\n/exit\nnever asked\n"
+        answered = dovetail("chat", "--url", served.url, "--max-tokens", "5", typed=typed)
+    assert answered.stdout == "Paris\nParis\n"
+    assert answered.stderr == "there is no /nonsense: /help lists what there is\n"
+
+
+def test_the_conversation_is_remembered_until_it_is_reset(monkeypatch, capsys, served):
+    from frontends.cli import talk
+
+    asked = []
+    original = talk.Client.stream
+
+    def stream(self, path, body):
+        asked.append([(message["role"], message["content"]) for message in body["messages"]])
+        return original(self, path, body)
+
+    monkeypatch.setattr(talk.Client, "stream", stream)
+    lines = iter(["one", "two", "/reset", "three", "/system new", "four"])
+    monkeypatch.setattr("builtins.input", lambda label: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    assert main(["chat", "--url", served.url, "--system-prompt", "old", "--max-tokens", "2"]) == ExitCode.OK
+    assert asked == [
+        [("system", "old"), ("user", "one")],
+        [("system", "old"), ("user", "one"), ("assistant", "Pa"), ("user", "two")],
+        [("system", "old"), ("user", "three")],
+        [("system", "new"), ("user", "four")],
+    ]
+
+
+def test_complete(served):
+    assert dovetail("complete", "--url", served.url, "-q", "France", "--max-tokens", "3").stdout == "Par\n"
+    assert dovetail("complete", "--url", served.url, "--max-tokens", "3", typed="one\ntwo\n").stdout == "Par\nPar\n"
+
+
+def test_no_server_is_told_with_remedies():
+    failed = dovetail("chat", "--url", "http://127.0.0.1:9", "-q", "x")
+    assert failed.returncode == ExitCode.FAILED
+    assert failed.stdout == ""
+    assert failed.stderr == (
+        "dovetail: no server answers at http://127.0.0.1:9\n"
+        "  set by: --url\n"
+        "  remedy: start one: dovetail serve\n"
+        "  remedy: name another with --url\n"
+        "  remedy: or talk without one: --model demo\n"
+    )
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", ""])
+def test_an_address_that_is_none(url, capsys):
+    assert main(["chat", "--url", url, "-q", "x"]) == ExitCode.REFUSED
+    assert capsys.readouterr().err.splitlines()[0] == f"dovetail: {url!r} is no address of a server"
+
+
+def test_what_the_server_refuses_is_told(served):
+    refused = dovetail("chat", "--url", served.url, "-q", "x", "--temperature", "-1")
+    assert refused.returncode == ExitCode.FAILED
+    assert refused.stderr.splitlines()[0] == "dovetail: the server refused: temperature must be a number in [0, 100], got -1.0"
+    unknown = dovetail("complete", "--url", served.url, "-q", "x", "--model-name", "other")
+    assert "the model 'other' is not served here" in unknown.stderr
+
+
+def test_a_server_of_another_kind_is_told(served, monkeypatch, capsys):
+    import httpx
+
+    monkeypatch.setattr(httpx.Client, "get", lambda self, path: httpx.Response(200, text="<html>"))
+    assert main(["chat", "--url", served.url, "-q", "x"]) == ExitCode.FAILED
+    assert capsys.readouterr().err.startswith(f"dovetail: what answers at {served.url} does not speak the OpenAI API\n")
+
+
+def test_flags_nobody_knows_are_refused():
+    refused = dovetail("chat", "--dtype", "float32")
+    assert refused.returncode == ExitCode.REFUSED
+    assert "unrecognized arguments: --dtype float32" in refused.stderr
+
+
+def on_a_terminal(arguments, expected, typed=()):
+    """Type each text when the pattern before it has been seen; gives back all output and the exit code."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.environ["TERM"] = "dumb"
+        os.execv(sys.executable, [sys.executable, "-m", "frontends.cli.main", *arguments])
+    seen, at, typed = "", 0, list(typed)
+    end = time.monotonic() + 20
+    try:
+        for pattern in expected:
+            while (found := re.compile(pattern).search(seen, at)) is None:
+                assert time.monotonic() < end, seen
+                seen += os.read(terminal, 4096).decode(errors="replace")
+            at = found.end()
+            if typed:
+                os.write(terminal, typed.pop(0))
+        try:
+            while chunk := os.read(terminal, 4096):
+                seen += chunk.decode(errors="replace")
+        except OSError:
+            pass  # Linux's way to say that the other side has closed
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    return seen, os.waitstatus_to_exitcode(status)
+
+
+def test_on_a_terminal_there_are_prompts(served):
+    seen, code = on_a_terminal(
+        ["chat", "--url", served.url],
+        [r"talking to fake at http://.*\n.*you> ", re.escape(ANSWER) + r"\s+.*you> ", r"Ctrl-D(.|\n)*you> "],
+        [b"hello\n", b"/help\n", b"\x04"],
+    )
+    assert code == ExitCode.OK, seen
+
+
+def test_an_own_server_is_started_with_the_flags_and_ended(monkeypatch, capfd):
+    started = []
+    original = subprocess.Popen
+
+    def popen(command, **kwargs):
+        started.append((command, original([sys.executable, "-m", "tests.frontends.fake_service", "{}"], cwd=ROOT, **kwargs)))
+        return started[0][1]
+
+    monkeypatch.setattr(own_server.subprocess, "Popen", popen)
+    assert main(["chat", "--model", "demo", "--dtype", "float32", "-q", "hi", "--port", "5"]) == ExitCode.OK
+    [(command, process)] = started
+    assert " ".join(command[1:]) == "-P -m core.serve --model demo --log-level warning --dtype float32 --port 5 --port 0"
+    assert process.returncode == 0
+    assert capfd.readouterr().out == f"{ANSWER}\n"
+
+
+def test_an_own_server_that_does_not_start_is_told(monkeypatch, capfd):
+    original = subprocess.Popen
+
+    def popen(command, **kwargs):
+        return original([sys.executable, "-c", "print('half a sentence'); raise SystemExit(2)"], **kwargs)
+
+    monkeypatch.setattr(own_server.subprocess, "Popen", popen)
+    assert main(["chat", "--model", "nonsense", "-q", "hi"]) == ExitCode.REFUSED
+    assert capfd.readouterr().err == (
+        "half a sentence\ndovetail: the model's server did not start; its reason is above\n  set by: --model\n"
+    )

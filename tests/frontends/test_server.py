@@ -1,0 +1,226 @@
+"""The front end as a process: how it starts, what happens when a client leaves, how it stops, what the engine's death does."""
+
+import json
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from core.errors import ExitCode, UserError
+from core.offers import Context
+from frontends.openai_http import plugin
+from frontends.openai_http.plugin import HttpSettings
+from frontends.openai_http.server import OpenAIServer
+from tests.frontends.conftest import serving
+from tests.frontends.fake_service import ANSWER, FakeService
+
+
+def complete(url, script, *, stream=True, **fields):
+    """A completion as an open response: use it in a with."""
+    body = {"prompt": "x", "stream": stream, "cache_salt": script, **fields}
+    return httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20)
+
+
+def events(response):
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ")
+
+
+def text_of(event):
+    return json.loads(event)["choices"][0]["text"]
+
+
+def test_it_says_where_it_listens_and_is_healthy(served):
+    assert served.url.startswith("http://127.0.0.1:")
+    assert httpx.get(f"{served.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_aborts_its_request(stream):
+    with serving() as served:
+        if stream:
+            with complete(served.url, "delay=0.01 hold_after=2") as response:
+                assert text_of(next(events(response))) == "P"
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{served.url}/v1/completions", json={"prompt": "x", "cache_salt": "hold_after=2"}, timeout=0.3)
+        started = served.said("started ").removeprefix("started ")
+        assert served.said("aborted ").removeprefix("aborted ") == started
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_finish_and_takes_nothing_new(stop):
+    with serving(drain_timeout=20) as served:
+        with complete(served.url, "delay=0.02") as response:
+            incoming = events(response)
+            text = text_of(next(incoming))
+            served.process.send_signal(stop)
+            served.said("draining")
+            rest = list(incoming)
+        assert text + "".join(text_of(each) for each in rest[:-1]) == ANSWER[:16]
+        assert rest[-1] == "[DONE]"
+        assert served.wait() == ExitCode.OK
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{served.url}/health")
+
+
+def test_what_is_not_finished_in_time_ends_with_an_error():
+    with serving(drain_timeout=0.3) as served:
+        with complete(served.url, "hold_after=2") as response:
+            incoming = events(response)
+            next(incoming)
+            began = time.monotonic()
+            served.process.terminate()
+            *_, last = incoming
+        assert json.loads(last)["error"] == {
+            "message": "the server is stopping",
+            "type": "service_unavailable_error",
+            "param": None,
+            "code": "server_stopping",
+        }
+        assert served.wait() == ExitCode.OK
+        assert time.monotonic() - began < 5
+
+
+def test_a_second_signal_does_not_wait():
+    with serving(drain_timeout=60) as served, complete(served.url, "hold_after=1") as response:
+        incoming = events(response)  # kept: dropping it would close the connection
+        next(incoming)
+        served.process.terminate()
+        served.said("draining")
+        served.process.terminate()
+        assert served.wait(10) == ExitCode.OK
+        incoming.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_engines_death_ends_what_runs_and_then_the_server(stream):
+    with serving() as served, httpx.Client(base_url=served.url) as other:
+        assert other.get("/health").status_code == 200
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+            died = []
+
+            def kill_when_started():
+                served.said("started ")
+                died.append(time.monotonic())
+                served.process.send_signal(signal.SIGUSR1)
+
+            killer = threading.Thread(target=kill_when_started)
+            killer.start()
+            with pytest.raises(openai.APIError, match="the engine is gone: killed by a signal"):
+                list(
+                    client.completions.create(
+                        model="fake", prompt="x", stream=stream, extra_body={"cache_salt": "hold_after=3"}
+                    )
+                )
+            assert time.monotonic() - died[0] < 2
+            killer.join()
+        health = other.get("/health")
+        assert (health.status_code, health.json()["detail"]) == (503, "killed by a signal")
+        refused = other.post("/v1/completions", json={"prompt": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
+        assert served.wait() == ExitCode.ENGINE_DIED
+
+
+def test_an_engine_that_dies_during_the_drain_ends_it():
+    with serving(drain_timeout=60) as served:
+        with complete(served.url, "hold_after=1") as response:
+            incoming = events(response)
+            next(incoming)
+            served.process.terminate()
+            served.said("draining")
+            served.process.send_signal(signal.SIGUSR1)
+            *_, last = incoming
+            assert json.loads(last)["error"]["code"] == "engine_dead"
+        assert served.wait() == ExitCode.ENGINE_DIED
+
+
+def test_stop_from_another_thread():
+    server = OpenAIServer(HttpSettings(port=0), drain_timeout=1.0)
+    server.stop()  # before it runs: nothing
+
+    class Ready(FakeService):
+        async def wait_dead(self):
+            threading.Thread(target=server.stop).start()
+            return await super().wait_dead()
+
+    assert server.run(Ready()) is ExitCode.OK
+
+
+def test_the_launchers_signal_handlers_come_back():
+    def launchers(number, frame):
+        raise AssertionError("nothing was sent")
+
+    before = {number: signal.signal(number, launchers) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server = OpenAIServer(HttpSettings(port=0), drain_timeout=1.0)
+
+        class Ready(FakeService):
+            async def wait_dead(self):
+                server.stop()
+                return await super().wait_dead()
+
+        assert server.run(Ready()) is ExitCode.OK
+        assert [signal.getsignal(number) for number in before] == [launchers, launchers]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_on(host, port):
+    return OpenAIServer(HttpSettings(host=host, port=port), drain_timeout=0).run(FakeService())
+
+
+def test_a_port_in_use_is_the_users_to_mend():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError) as error:
+            run_on("127.0.0.1", port)
+    assert str(error.value) == (
+        f"port {port} on 127.0.0.1 is in use by another program\n"
+        "  set by: openai_http.port\n"
+        f"  remedy: --port {port + 1 if port < 65535 else 8000}, or another free one\n"
+        "  remedy: --port 0 to have a free one picked\n"
+        "  remedy: stop the program that has it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("no.such.host.invalid", "the host 'no.such.host.invalid' is no address and no name that can be resolved"),
+        ("a..b", "the host 'a..b' is no address and no name that can be resolved"),
+        ("192.0.2.1", "192.0.2.1 is no address of this machine"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on(host, message):
+    with pytest.raises(UserError) as error:
+        run_on(host, 0)
+    assert str(error.value).splitlines()[0] == message
+
+
+def test_a_missing_fastapi_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "frontends.openai_http.server", None)
+
+    def missing(name, *args, original=__import__, **kwargs):
+        if name == "frontends.openai_http.server":
+            raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.__import__", missing)
+    with pytest.raises(UserError, match="needs fastapi, which is not installed"):
+        plugin.create(Context(section=None, settings={"drain_timeout": 1.0}, facts={}))
+
+
+def test_the_offer():
+    [offer] = plugin.register_front_ends()
+    assert (offer.name, offer.kind) == ("openai_http", "front_end")
+    fields = HttpSettings.model_fields
+    assert {alias.sets for alias in offer.aliases} <= set(fields)
+    assert all(field.description for field in fields.values())
+    assert (HttpSettings().host, HttpSettings().port) == ("127.0.0.1", 8000)
