@@ -75,7 +75,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
 
 def weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """The files to read and the tensors to take from each (None: all). An index goes first, then model.safetensors, then any."""
+    """The files to read and the tensors to take from each (None: all). First an index, then model.safetensors, then any."""
     indexes = sorted(folder.glob(INDEX))
     if len(indexes) > 1:
         raise UserError.of(
