@@ -69,6 +69,16 @@ def test_tokens_of_a_request_arrive_in_order_and_end():
         assert asyncio.run(run()) == ([11, 12, 13, 14], "length")
 
 
+def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(tmp_path):
+    client = EngineClient(fake_engine.build, Setup(build="block"))
+    client.start()
+    [folder] = tmp_path.glob("dovetail-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    client.close()
+    with engine():
+        assert list(tmp_path.glob("dovetail-*")) == []
+
+
 def test_a_hundred_requests_at_once_each_get_their_own_tokens():
     with engine() as client:
 
@@ -383,12 +393,15 @@ def test_an_argument_that_the_child_cannot_read_is_told():
         started(NotPickledBack())
 
 
-def test_closing_while_it_loads_does_not_wait_for_the_load():
-    client = EngineClient(fake_engine.build, Setup(build="block"))
+def test_closing_while_it_loads_does_not_wait_for_the_load(tmp_path):
+    marker = tmp_path / "building"
+    client = EngineClient(fake_engine.build, Setup(build="block", marker=str(marker)))
     client.start()
     assert client.health().detail == "the engine is loading"
     with pytest.raises(EngineDeadError, match="the engine is loading"):
         asyncio.run(collect_one(client))
+    while not marker.exists():
+        time.sleep(0.01)
     before = time.monotonic()
     client.close()
     assert time.monotonic() - before < NOTICED_WITHIN
