@@ -117,6 +117,7 @@ class OpenAIServer(FrontEnd):
         door.close(dead)
         door.end_calls(dead)
         await asyncio.sleep(0 if server.should_exit else DEATH_NOTICE)
+        server.config.timeout_graceful_shutdown = FLUSH_TIMEOUT
         server.should_exit = True
 
 
