@@ -96,6 +96,7 @@ class Transformers(Contestant):
         if threads:
             torch.set_num_threads(threads)
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

@@ -200,10 +200,11 @@ def _write(plan: Plan, folder: Path, dtype: str) -> None:
     from core.models.sources import fetch
     from core.plugin_manager import PluginManager
 
-    manager = PluginManager.discover()
-    formats = {each.offer.name: each.offer.create() for each in manager.offers("checkpoint_format")}
-    architecture = plan.facts["model.architecture"]
-    family = next(each.offer.family() for each in manager.offers("model") if architecture in each.offer.architectures)
+    manager = PluginManager.load_only(plan.plugins)
+    readers: list[Any] = [found.offer for found in manager.offers("checkpoint_format")]
+    models: list[Any] = [found.offer for found in manager.offers("model")]
+    formats = {offer.name: offer.create() for offer in readers if offer.name == plan.model.format}
+    family = next(offer.family() for offer in models if plan.facts["model.architecture"] in offer.architectures)
     checkpoint = open_checkpoint(fetch(plan.model, plan.settings), formats, plan.settings["seed"])
     try:
         write_checkpoint(folder, plan.spec, weights(checkpoint, family, plan.spec), dtype)
