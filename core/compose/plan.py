@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import Problem
@@ -24,7 +24,8 @@ class Choice:
 @dataclass(frozen=True)
 class Plan:
     """``settings`` holds the core's values by name, ``sections`` each chosen plugin's by plugin name, ``origins`` where each
-    dotted key ("max_model_len", "openai_http.port") was set. ``facts`` are what the rules judged.
+    dotted key ("max_model_len", "openai_http.port") was set. ``facts`` are what the rules judged. ``config`` is the
+    checkpoint's, in config.json's terms. ``reasons`` says, for each setting that was left open, why it became what it is.
     """
 
     settings: Mapping[str, Any]
@@ -34,6 +35,8 @@ class Plan:
     facts: Mapping[str, Any]
     model: ModelFolder
     spec: DecoderSpec
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
 
     def chosen(self, kind: str) -> Choice | None:

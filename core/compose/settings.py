@@ -6,7 +6,25 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from core.offers import Alias
+
 PREFIX = "DOVETAIL_"
+
+KIND_SETTINGS: dict[str, str] = {
+    "compute_backend": "backend",
+    "front_end": "front_end",
+    "scheduler": "scheduler",
+    "sampler": "sampler",
+    "cache_policy": "cache_policy",
+    "graph_backend": "graph",
+    "quantizer": "quantization",
+}
+"""Kind of offer -> the setting that names the one to use."""
+
+CORE_ALIASES: tuple[Alias, ...] = (
+    Alias("the hub to fetch from, as FastDeploy spells it", env="FD_MODEL_SOURCE", sets="model_source"),
+    Alias("folder for fetched models, as FastDeploy spells it", env="FD_MODEL_CACHE", sets="model_cache"),
+)
 
 
 class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True):
@@ -15,10 +33,13 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     A field that may say "auto" is resolved in one visible step (``core.compose.choose``), shown by --explain.
     """
 
-    plugins: tuple[str, ...] = Field((), description="plugins to compose, by name; the core's defaults fill the kinds nobody names")
+    plugins: tuple[str, ...] = Field(
+        (), description="plugins to compose, by name; the core's defaults fill the kinds nobody names"
+    )
     without: tuple[str, ...] = Field((), description="plugins to leave out, even if they are installed or a default")
     model: str = Field(
-        "demo", description="a local folder or GGUF file, a name on a model hub, random:SHAPE, or demo (real English, fetched once)"
+        "demo",
+        description="a local folder or GGUF file, a name on a model hub, random:SHAPE, or demo (real English, fetched once)",
     )
     served_model_name: tuple[str, ...] = Field((), description="names that requests may use; default: the model as given")
     revision: str | None = Field(None, description="branch, tag or commit on the model hub")
@@ -35,12 +56,21 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     front_end: str = Field("auto", description="the door requests come through")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format of weights and KV cache")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the compute backend; 0 is one per physical core available")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="number format of weights and KV cache"
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of the compute backend; 0 is one per physical core available"
+    )
     max_model_len: int | None = Field(
         None, ge=16, description="longest prompt plus output, tokens; default: the model's positions, at most 32768"
     )
-    max_num_seqs: int = Field(128, ge=1, le=4096, description="requests that run at the same time")
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="requests that run at the same time; default: 128, or a step's token budget if that is smaller",
+    )
     max_num_batched_tokens: int | None = Field(
         None, ge=1, description="token budget of one step; default: 8192, or max_model_len where prompts are not split"
     )
@@ -52,6 +82,8 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
         None, gt=0.0, description="GiB for KV pages on a CPU; default: what all requests need, at most a quarter of free memory"
     )
     seed: int = Field(0, ge=0, description="seed of requests that bring none is drawn from this; and of random: weights")
-    engine_restarts: int = Field(0, ge=0, description="how often a dead engine process is started again before the server exits")
+    engine_restarts: int = Field(
+        0, ge=0, description="how often a dead engine process is started again before the server exits"
+    )
     drain_timeout: float = Field(30.0, ge=0.0, description="seconds running requests may take to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the logger dovetail")

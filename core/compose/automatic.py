@@ -1,0 +1,181 @@
+"""Resolving what was left open. Every resolution has a reason, which --explain prints; nothing is decided elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.compose.choose import Selection, splitting_schedulers
+from core.compose.facts import GIB, Memory
+from core.compose.probe import DeviceProbe
+from core.compose.sources import Configuration
+from core.interfaces.model import DecoderSpec
+
+LONGEST_BY_ITSELF = 32768
+SEQUENCES = 128
+STEP_TOKENS = 8192
+SHORTEST = 16  # the least that the setting max_model_len takes
+
+
+@dataclass
+class Resolved:
+    """``settings`` has no open value left; ``reasons`` and ``origins`` ("auto") are only of what was open."""
+
+    settings: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    memory: Memory | None = None
+    num_pages: int | None = None
+
+    def decide(self, name: str, value: Any, reason: str) -> None:
+        self.settings[name], self.reasons[name], self.origins[name] = value, reason, "auto"
+
+
+def resolve_machine(configuration: Configuration, probe: DeviceProbe) -> Resolved:
+    """What needs no model: device, number format, threads, names."""
+    resolved = Resolved(dict(configuration.settings))
+    settings = resolved.settings
+    if settings["device"] == "auto":
+        if probe.devices:
+            resolved.decide("device", "cuda", f"there is a {probe.devices[0].name}")
+        else:
+            resolved.decide("device", "cpu", probe.note or "no CUDA device was found")
+    if settings["dtype"] == "auto":
+        old = settings["device"] == "cuda" and probe.devices and probe.devices[0].capability < 8.0
+        if old:
+            resolved.decide("dtype", "float16", f"a device of capability {probe.devices[0].capability} has no bfloat16")
+        else:
+            resolved.decide("dtype", "bfloat16", "the format the models were trained in")
+    if settings["threads"] == 0:
+        resolved.decide("threads", probe.cores, "one for each physical core this process may use")
+    if not settings["served_model_name"]:
+        resolved.decide("served_model_name", (settings["model"],), "the model as given")
+    return resolved
+
+
+def budget_bytes(settings: dict[str, Any], probe: DeviceProbe) -> int | None:
+    """What the server may use of the device's memory; None where there is no such device."""
+    if settings["device"] == "cpu":
+        return probe.free_bytes
+    if not probe.devices:
+        return None
+    gpu = probe.devices[0]
+    used = gpu.memory_bytes - gpu.free_bytes
+    return max(0, int(gpu.memory_bytes * settings["gpu_memory_utilization"]) - used)
+
+
+def resolve_sizes(
+    resolved: Resolved, configuration: Configuration, selection: Selection, spec: DecoderSpec, probe: DeviceProbe
+) -> None:
+    """Lengths, batch sizes, the scheduler where it hangs on them, and the pages: in this order, each from those before."""
+    settings = resolved.settings
+    bits = getattr(selection.offer("quantizer"), "bits", None)
+    budget = budget_bytes(settings, probe)
+    asked_step = settings["max_num_batched_tokens"]
+    if settings["max_num_seqs"] is None:
+        if asked_step is not None and asked_step < SEQUENCES:
+            resolved.decide("max_num_seqs", asked_step, f"a step of {asked_step} tokens serves no more")
+        else:
+            resolved.decide("max_num_seqs", SEQUENCES, "the usual number")
+    sequences = settings["max_num_seqs"]
+    memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget)
+    resolved.memory = memory
+    if settings["max_model_len"] is None:
+        _resolve_length(resolved, selection, spec, memory)
+    length = settings["max_model_len"]
+    if asked_step is not None and asked_step < length:
+        _prefer_splitting(resolved, configuration, selection)
+    if asked_step is None:
+        splits = _splits(selection)
+        step = _step(length, sequences, splits)
+        why = "a prompt is computed in one step" if step == length and not splits else "the usual step"
+        if step == length * sequences:
+            why = "more tokens than max_model_len times max_num_seqs there never are"
+        resolved.decide("max_num_batched_tokens", step, why)
+    _resolve_pages(resolved, memory, probe)
+
+
+def _splits(selection: Selection) -> bool:
+    return bool(getattr(selection.offer("scheduler"), "splits_prompts", False))
+
+
+def _step(length: int, sequences: int, splits: bool) -> int:
+    everything = length * sequences
+    step = min(STEP_TOKENS, everything)
+    return max(step, min(sequences, everything)) if splits else max(step, length)
+
+
+def _resolve_length(resolved: Resolved, selection: Selection, spec: DecoderSpec, memory: Memory) -> None:
+    """The shortest of what the model, good sense, the pages and the memory allow."""
+    settings = resolved.settings
+    limits = [
+        (spec.max_positions, "the model's positions"),
+        (LONGEST_BY_ITSELF, "the longest that is taken without being asked for"),
+    ]
+    if settings["num_gpu_blocks_override"] is not None:
+        tokens = settings["num_gpu_blocks_override"] * settings["block_size"]
+        limits.append((tokens, f"what {settings['num_gpu_blocks_override']} pages of {settings['block_size']} tokens hold"))
+    elif settings["kv_cache_memory"] is not None and settings["device"] == "cpu":
+        pages = int(settings["kv_cache_memory"] * GIB) // memory.page
+        limits.append((pages * memory.page_size, f"what {settings['kv_cache_memory']:g} GiB of KV pages hold"))
+    if memory.budget is not None:
+        limits.append((fitting_length(settings, selection, memory, min(limit for limit, _ in limits)), "what fits the memory"))
+    length, why = min(limits, key=lambda limit: limit[0])
+    resolved.decide("max_model_len", max(SHORTEST, length), why)
+
+
+def fitting_length(settings: dict[str, Any], selection: Selection, memory: Memory, most: int) -> int:
+    """The longest max_model_len, at most ``most``, of which one request fits; 0 when none does."""
+
+    def fits(length: int) -> bool:
+        step = settings["max_num_batched_tokens"] or _step(length, settings["max_num_seqs"], _splits(selection))
+        return memory.one_request(length, step) <= (memory.budget or 0)
+
+    if fits(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if low >= SHORTEST else 0
+
+
+def _prefer_splitting(resolved: Resolved, configuration: Configuration, selection: Selection) -> None:
+    """Prompts longer than a step need a scheduler that splits them; nobody is overruled who named one."""
+    if selection.origins.get("scheduler") != "default" or _splits(selection):
+        return
+    refused = {no.value for no in configuration.refused if no.key == ("scheduler",)}
+    found = [each for each in splitting_schedulers(configuration.vocabulary.manager) if each.name not in refused]
+    if not found:
+        return
+    step, length = resolved.settings["max_num_batched_tokens"], resolved.settings["max_model_len"]
+    which = "" if len(found) == 1 else f", the first by name of {', '.join(each.name for each in found)}"
+    selection.take("scheduler", found[0], "auto")
+    resolved.reasons["scheduler"] = f"prompts may be longer ({length}) than a step ({step}), so it must split them{which}"
+
+
+def _resolve_pages(resolved: Resolved, memory: Memory, probe: DeviceProbe) -> None:
+    settings = resolved.settings
+    one = memory.pages_for(settings["max_model_len"])
+    if settings["num_gpu_blocks_override"] is not None:
+        resolved.num_pages = settings["num_gpu_blocks_override"]
+        return
+    if settings["device"] == "cuda":
+        resolved.num_pages = None if memory.budget is None else memory.fitting_pages(settings["max_num_batched_tokens"])
+        resolved.reasons["kv.num_pages"] = (
+            "an estimate: the engine takes what is free after loading, up to gpu_memory_utilization"
+        )
+        return
+    if settings["kv_cache_memory"] is not None:
+        resolved.num_pages = int(settings["kv_cache_memory"] * GIB) // memory.page
+        resolved.reasons["kv.num_pages"] = f"{settings['kv_cache_memory']:g} GiB of kv_cache_memory"
+        return
+    fitting = memory.fitting_pages(settings["max_num_batched_tokens"])
+    wanted, quarter = settings["max_num_seqs"] * one, min(probe.free_bytes // 4 // memory.page, fitting)
+    if wanted <= quarter:
+        resolved.num_pages, why = wanted, "all requests at their longest"
+    elif quarter >= one:
+        resolved.num_pages, why = quarter, "a quarter of the free memory"
+    else:
+        resolved.num_pages, why = one, "one request at its longest"
+    resolved.reasons["kv.num_pages"] = why

@@ -1,0 +1,125 @@
+"""From a plan to live objects: each offer's ``create`` is called once, and constructors get plain objects.
+
+Heavy on purpose: this is what a worker process does with the plan it was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from core.compose.facts import show
+from core.compose.plan import Plan
+from core.errors import UserError
+from core.offers import Context, ModelOffer
+from core.plugin_manager import Offered, PluginManager
+
+if TYPE_CHECKING:
+    from core.engine.engine import Engine
+    from core.interfaces.compute import ComputeBackend
+    from core.interfaces.frontend import FrontEnd
+    from core.interfaces.model import CheckpointFormat
+    from core.models.decoder import Decoder
+
+
+def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
+    """The plan's engine in this process, with its weights loaded.
+
+    :raises UserError: when the model cannot be fetched or does not fit after all.
+    """
+    from core.engine.engine import Engine, EngineConfig
+    from core.engine.runner import Runner
+
+    manager = manager or PluginManager.load_only(plan.plugins)
+    settings, spec = plan.settings, plan.spec
+    backend = _create(plan, manager, "compute_backend")
+    try:
+        decoder = load_decoder(plan, backend, manager)
+        num_pages = count_pages(plan, backend)
+        kv = backend.kv_cache(spec, num_pages, settings["block_size"])
+        sampler = _create(plan, manager, "sampler")
+        sampler.warm(spec.vocab, backend.device)
+        runner = Runner(decoder, kv, sampler, _create(plan, manager, "graph_backend"))
+        config = EngineConfig(
+            max_num_seqs=settings["max_num_seqs"],
+            max_model_len=settings["max_model_len"],
+            max_num_batched_tokens=settings["max_num_batched_tokens"],
+            max_waiting=settings["max_waiting"],
+            page_size=settings["block_size"],
+            num_pages=num_pages,
+            eos_token_ids=spec.eos_token_ids,
+            vocab=spec.vocab,
+            seed=settings["seed"],
+        )
+        return Engine(config, runner, _create(plan, manager, "scheduler"), _create(plan, manager, "cache_policy"))
+    except BaseException:
+        backend.close()
+        raise
+
+
+def create_front_end(plan: Plan, manager: PluginManager | None = None) -> FrontEnd:
+    front_end: FrontEnd = _create(plan, manager or PluginManager.load_only(plan.plugins), "front_end")
+    return front_end
+
+
+def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager) -> Decoder:
+    """Fetch what is not on disk yet, then place weights one at a time as they stream in."""
+    from core.models.decoder import Decoder
+    from core.models.loading import open_checkpoint, weights
+    from core.models.sources import fetch
+
+    family = _offered(plan, manager, "model").offer
+    if not isinstance(family, ModelOffer):
+        raise TypeError(f"{family.name} is no model")
+    quantizer = _create(plan, manager, "quantizer") if plan.chosen("quantizer") else None
+    folder = fetch(plan.model, plan.settings)
+    checkpoint = open_checkpoint(folder, checkpoint_formats(plan, manager), plan.settings["seed"])
+    try:
+        return Decoder.load(plan.spec, weights(checkpoint, family.family(), plan.spec), backend, quantizer)
+    finally:
+        checkpoint.close()
+
+
+def checkpoint_formats(plan: Plan, manager: PluginManager | None = None) -> Mapping[str, CheckpointFormat]:
+    """The format that reads the plan's model, by name."""
+    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "checkpoint_format").offer
+    return {offer.name: offer.create()}
+
+
+def count_pages(plan: Plan, backend: ComputeBackend) -> int:
+    """KV pages: as planned; on CUDA, where nobody gave a number, what the loaded weights leave of the allowed memory.
+
+    :raises UserError: when that is less than one request of max_model_len tokens.
+    """
+    facts, settings = plan.facts, plan.settings
+    if facts["device.kind"] != "cuda" or settings["num_gpu_blocks_override"] is not None:
+        return int(facts["kv.num_pages"])
+    free, total = backend.memory()
+    allowed = int(total * settings["gpu_memory_utilization"]) - (total - free)
+    left = allowed - int(facts["memory.activation_bytes"])
+    pages = left // int(facts["memory.kv_page_bytes"])
+    if pages < facts["kv.pages_per_request"]:
+        wanted = facts["kv.pages_per_request"] * facts["memory.kv_page_bytes"]
+        raise UserError.of(
+            f"after loading, {show('left_bytes', max(0, left))} are left for KV pages, and one request of max_model_len "
+            f"{settings['max_model_len']} needs {show('wanted_bytes', wanted)}",
+            plan.origins.get("gpu_memory_utilization", ""),
+            "raise --gpu-memory-utilization",
+            "lower --max-model-len, --max-num-batched-tokens or --max-num-seqs",
+        )
+    return pages
+
+
+def _create(plan: Plan, manager: PluginManager, kind: str) -> Any:
+    offered = _offered(plan, manager, kind)
+    model = offered.offer.settings
+    section = model.model_validate(plan.sections[offered.plugin]) if model is not None else None
+    offer: Any = offered.offer
+    return offer.create(Context(section=section, settings=plan.settings, facts=plan.facts))
+
+
+def _offered(plan: Plan, manager: PluginManager, kind: str) -> Offered:
+    choice = plan.chosen(kind)
+    if choice is None:
+        raise LookupError(f"the plan has no {kind}")
+    return next(each for each in manager.offers(kind) if each.name == choice.name and each.plugin == choice.plugin)

@@ -1,0 +1,114 @@
+"""TOML with the line of every key, so that a value can say where it was set. tomllib parses; this only finds lines."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+Key = tuple[str, ...]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_SPACE = re.compile(r"[ \t]*")
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_STRING = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}(?!")' + r"|'''.*?'{3,5}(?!')" + r'|"(?:\\.|[^"\\\n])*"' + r"|'[^'\n]*'", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """``path`` as the user wrote it."""
+
+    path: str
+    values: dict[str, Any]
+    lines: dict[Key, int]
+
+    def origin(self, key: Key) -> str:
+        """ "demo.toml:7"; a key inside an inline table is where that table is."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return f"{self.path}:{self.lines[key]}" if key else self.path
+
+
+def read_config_file(path: str, origin: str) -> ConfigFile:
+    """:raises UserError: when it is not there or not TOML, with the line."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError.of(f"the config file {path} cannot be read: {error.strerror}", origin, "check the path") from None
+    except UnicodeDecodeError:
+        raise UserError.of(f"the config file {path} is not UTF-8 text", origin, "save it as UTF-8") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error))
+        what, where = (found[1], f"{path}:{found[2]}") if found else (str(error), path)
+        raise UserError.of(f"the config file {path} is not TOML: {what[0].lower() + what[1:]}", where) from None
+    return ConfigFile(path, values, key_lines(text))
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """The line, from 1, on which each key of a valid TOML document is first written; tables count as keys."""
+    text = text.replace("\r\n", "\n")
+    lines: dict[Key, int] = {}
+    table: Key = ()
+    at = _skip(_BLANK, text, 0)
+    while at < len(text):
+        line = text.count("\n", 0, at) + 1
+        if text[at] == "[":
+            table, at = _key(text, at + (2 if text.startswith("[[", at) else 1))
+            key = table
+            at = text.find("\n", at) if "\n" in text[at:] else len(text)
+        else:
+            key, at = _key(text, at)
+            key = table + key
+            at = _skip_value(text, at)
+        for length in range(1, len(key) + 1):
+            lines.setdefault(key[:length], line)
+        at = _skip(_BLANK, text, at)
+    return lines
+
+
+def _key(text: str, at: int) -> tuple[Key, int]:
+    """A dotted key and where it ends."""
+    parts: list[str] = []
+    while True:
+        at = _skip(_SPACE, text, at)
+        if text[at] in "\"'":
+            end = _skip(_STRING, text, at)
+            parts.append(tomllib.loads(f"key = {text[at:end]}")["key"])
+        else:
+            end = _skip(_BARE, text, at)
+            parts.append(text[at:end])
+        at = _skip(_SPACE, text, end)
+        if text[at : at + 1] != ".":
+            return tuple(parts), at
+        at += 1
+
+
+def _skip_value(text: str, at: int) -> int:
+    """Behind the value that starts at ``at``: the end of its line, or of the line its last bracket closes on."""
+    depth = 0
+    while at < len(text):
+        character = text[at]
+        if character in "\"'":
+            at = _skip(_STRING, text, at)
+            continue
+        if character == "#":
+            at = text.find("\n", at) if "\n" in text[at:] else len(text)
+            continue
+        if character == "\n" and depth == 0:
+            return at
+        depth += (character in "[{") - (character in "]}")
+        at += 1
+    return at
+
+
+def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at

@@ -1,0 +1,340 @@
+"""Which plugins are installed, what each offers, and what is wrong with those that are broken.
+
+With ``core.hookspecs`` the only file that knows pluggy; nothing of pluggy leaves it. Discovery is a loop of our own over the
+entry points, because pluggy's stops at the first plugin that does not import and does not know where one came from.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal, get_args, get_type_hints
+
+import pluggy
+
+from core import hookspecs
+from core.errors import Problem, UserError
+from core.offers import Alias, Offer, Section
+from core.suggest import did_you_mean
+
+GROUP = "dovetail"
+State = Literal["loaded", "broken", "blocked"]
+
+_PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_OFFER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Offered:
+    """An offer, the plugin that hands it over, and where that plugin is installed."""
+
+    offer: Offer
+    plugin: str
+    provenance: str
+
+    @property
+    def name(self) -> str:
+        return self.offer.name
+
+
+@dataclass
+class Plugin:
+    """An installed plugin. ``provenance`` reads "dovetail-serve 0.1.0 (plain.plugin)"; ``error`` says why a broken one is."""
+
+    name: str
+    state: State
+    provenance: str
+    error: str = ""
+    offers: tuple[Offer, ...] = ()
+
+    @property
+    def section(self) -> type[Section] | None:
+        """The model of the plugin's table, which all its offers that have settings share."""
+        return next((offer.settings for offer in self.offers if offer.settings is not None), None)
+
+    @property
+    def aliases(self) -> tuple[Alias, ...]:
+        return tuple(dict.fromkeys(alias for offer in self.offers for alias in offer.aliases))
+
+
+class PluginManager:
+    """Plugins in the order of their names; whatever depended on the order of installation would be a surprise."""
+
+    def __init__(self, trace: Callable[[str], None] | None = None) -> None:
+        self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
+        self._pluggy.add_hookspecs(hookspecs)
+        if trace is not None:
+            self._trace(trace)
+        self._plugins: dict[str, Plugin] = {}
+        self._conflicts: list[Problem] = []
+
+    @classmethod
+    def discover(
+        cls,
+        blocked: Sequence[str] = (),
+        *,
+        entry_points: Iterable[metadata.EntryPoint] | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> PluginManager:
+        """Load every installed plugin but the ``blocked`` ones. Nothing raises here: what is wrong is in the plugins' states.
+
+        :param entry_points: instead of what is installed.
+        :param trace: is given a line for each hook call.
+        """
+        return cls(trace)._load(entry_points, set(blocked), None)
+
+    @classmethod
+    def load_only(cls, names: Iterable[str], *, entry_points: Iterable[metadata.EntryPoint] | None = None) -> PluginManager:
+        """Load these plugins and import no other: what a worker does with the names in its plan.
+
+        :raises UserError: when one is not installed, or broken.
+        """
+        wanted = tuple(names)
+        manager = cls()._load(entry_points, set(), set(wanted))
+        problems = [*manager.conflicts, *(problem for name in wanted for problem in manager.named(name, ""))]
+        if problems:
+            raise UserError.all_of(list(dict.fromkeys(problems)))
+        return manager
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        return tuple(self._plugins.values())
+
+    @property
+    def conflicts(self) -> tuple[Problem, ...]:
+        """Names that two installed plugins claim: an error whoever is chosen, for nobody could tell which is meant."""
+        return tuple(self._conflicts)
+
+    def get(self, name: str) -> Plugin | None:
+        return self._plugins.get(name)
+
+    def offers(self, kind: str) -> list[Offered]:
+        """Every loaded offer of a kind, by name."""
+        found = [
+            Offered(offer, plugin.name, plugin.provenance)
+            for plugin in self.plugins
+            if plugin.state == "loaded"
+            for offer in plugin.offers
+            if offer.kind == kind
+        ]
+        return sorted(found, key=lambda offered: offered.name)
+
+    def named(self, name: str, origin: str) -> list[Problem]:
+        """Why a plugin somebody named cannot be used; nothing when it can."""
+        plugin = self._plugins.get(name)
+        if plugin is None:
+            return [
+                Problem(
+                    f"there is no plugin {name!r}{did_you_mean(name, self._plugins)}",
+                    origin,
+                    ("--list-plugins shows what is installed",),
+                )
+            ]
+        if plugin.state == "broken":
+            return [
+                Problem(
+                    f"plugin {name} of {plugin.provenance} is broken: {plugin.error}",
+                    origin,
+                    (f"mend or reinstall {plugin.provenance.split(' ')[0]}", f"leave the plugin out: --without {name}"),
+                )
+            ]
+        if plugin.state == "blocked":
+            return [Problem(f"plugin {name} is both wanted and left out", origin, (f"drop {name} from --without",))]
+        return []
+
+    def break_plugin(self, name: str, error: str) -> None:
+        """What only a later step can see is wrong with a plugin: it offers nothing from now on."""
+        plugin = self._plugins[name]
+        plugin.state, plugin.error, plugin.offers = "broken", error, ()
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def _load(
+        self, entry_points: Iterable[metadata.EntryPoint] | None, blocked: set[str], only: set[str] | None
+    ) -> PluginManager:
+        found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+        by_name: dict[str, list[metadata.EntryPoint]] = {}
+        for point in sorted(found, key=lambda point: (point.name, _provenance(point))):
+            if only is None or point.name in only:
+                by_name.setdefault(point.name, []).append(point)
+        for name, points in by_name.items():
+            provenance = " and ".join(_provenance(point) for point in points)
+            self._plugins[name] = Plugin(name, "blocked" if name in blocked else "loaded", provenance)
+            if name in blocked:
+                continue
+            if len(points) > 1:
+                self._conflict_of_plugins(name, [_provenance(point) for point in points])
+            else:
+                self._import(points[0])
+        self.check_pending()
+        for plugin in self.plugins:
+            if plugin.state == "loaded":
+                self._collect(plugin)
+        self._find_conflicts_of_offers()
+        return self
+
+    def _import(self, point: metadata.EntryPoint) -> None:
+        if _PLUGIN_NAME.fullmatch(point.name) is None:
+            return self.break_plugin(point.name, "its name must be lower-case letters, digits and _, for it names a TOML table")
+        try:
+            module = point.load()
+            self._pluggy.register(module, name=point.name)
+        except (Exception, SystemExit) as error:
+            if self._pluggy.has_plugin(point.name):
+                self._pluggy.unregister(name=point.name)
+            self.break_plugin(point.name, _cause(error))
+
+    def check_pending(self) -> None:
+        """A function marked ``@hookimpl`` that is no hook breaks its plugin: a typing mistake must not be a silent nothing."""
+        for name, module in self._pluggy.list_name_plugin():
+            unknown = [caller.name for caller in self._pluggy.get_hookcallers(module) or () if not caller.has_spec()]
+            if unknown:
+                self._pluggy.unregister(module)
+                self.break_plugin(name, "; ".join(f"{hook} is no hook{did_you_mean(hook, _HOOKS)}" for hook in sorted(unknown)))
+        self._pluggy.check_pending()
+
+    def _collect(self, plugin: Plugin) -> None:
+        collected: list[Offer] = []
+        try:
+            for hook, kind in _HOOKS.items():
+                collected += self._call(plugin.name, hook, kind)
+            _check(plugin.name, collected)
+        except (Exception, SystemExit) as error:
+            self.break_plugin(plugin.name, str(error) if isinstance(error, _InvalidOfferError) else _cause(error))
+        else:
+            plugin.offers = tuple(collected)
+
+    def _call(self, name: str, hook: str, kind: type[Offer]) -> Iterator[Offer]:
+        """One hook of one plugin, so that whatever goes wrong is known to be its."""
+        module = self._pluggy.get_plugin(name)
+        caller: Any = getattr(self._pluggy.hook, hook)
+        implementations = [each for each in caller.get_hookimpls() if each.plugin is module]
+        if not implementations:
+            return
+        if any(each.wrapper or each.hookwrapper for each in implementations):
+            raise _InvalidOfferError(f"{hook} is a hook wrapper: Dovetail's hooks are not wrapped")
+        others = [other for _, other in self._pluggy.list_name_plugin() if other is not module]
+        results = self._pluggy.subset_hook_caller(hook, others)()
+        if not results:
+            raise _InvalidOfferError(f"{hook} returned None instead of offers; is a yield missing?")
+        for offer in results[0]:
+            if not isinstance(offer, kind):
+                raise _InvalidOfferError(f"{hook} gave {offer!r}, which is no {kind.__name__}")
+            yield offer
+
+    def _trace(self, write: Callable[[str], None]) -> None:
+        def before(hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+            write(f"{', '.join(each.plugin_name for each in implementations)}: {hook}()")
+
+        def after(outcome: Any, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+            # Hooks may be generators: they run here, so that the trace shows what they give rather than that they would.
+            try:
+                results = [None if result is None else list(result) for result in outcome.get_result()]
+            except Exception as error:
+                outcome.force_exception(error)
+                write(f"  raised {type(error).__name__}: {error}")
+                return
+            outcome.force_result(results)
+            for offer in (offer for result in results for offer in result or ()):
+                write(f"  -> {type(offer).__name__} {getattr(offer, 'name', offer)!r}: {getattr(offer, 'summary', '')}")
+
+        self._pluggy.add_hookcall_monitoring(before, after)
+
+    # --- conflicts --------------------------------------------------------------------------------------------------
+
+    def _conflict_of_plugins(self, name: str, provenances: list[str]) -> None:
+        self.break_plugin(name, f"{len(provenances)} distributions claim the name")
+        self._conflicts.append(
+            Problem(
+                f"{len(provenances)} plugins are called {name!r}: {'; '.join(provenances)}",
+                "installed distributions",
+                ("uninstall one of them", f"leave both out: --without {name}"),
+            )
+        )
+
+    def _find_conflicts_of_offers(self) -> None:
+        claimed: dict[tuple[str, str], Plugin] = {}
+        for plugin in self.plugins:
+            for offer in plugin.offers:
+                other = claimed.setdefault((offer.kind, offer.name), plugin)
+                if other is not plugin:
+                    self._conflicts.append(
+                        Problem(
+                            f"two plugins offer a {offer.kind.replace('_', ' ')} {offer.name!r}: "
+                            f"{other.name} of {other.provenance}; {plugin.name} of {plugin.provenance}",
+                            "installed distributions",
+                            (f"leave one out: --without {other.name}, or --without {plugin.name}",),
+                        )
+                    )
+
+
+class _InvalidOfferError(Exception):
+    """The plugin ran, but what it gave cannot be used."""
+
+
+def _offer_types() -> dict[str, type[Offer]]:
+    """Hook name -> type of its offers, read from the specs' annotations."""
+    hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
+    return {hook: get_args(get_type_hints(getattr(hookspecs, hook))["return"])[0] for hook in hooks}
+
+
+_HOOKS = _offer_types()
+
+
+def _provenance(point: metadata.EntryPoint) -> str:
+    distribution = getattr(point, "dist", None)
+    owner = f"{distribution.name} {distribution.version}" if distribution is not None else "no distribution"
+    return f"{owner} ({point.value})"
+
+
+def _cause(error: BaseException) -> str:
+    """The error in one line, with the place in the plugin where it arose."""
+    text = " ".join(str(error).split())
+    frames = [
+        frame
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__", "")).startswith(("importlib", "pluggy", __name__))
+    ]
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if not frames:
+        return line
+    last = list(traceback.walk_tb(error.__traceback__))
+    number = next(number for frame, number in reversed(last) if frame is frames[-1])
+    return f"{line} ({frames[-1].f_globals.get('__name__')}, line {number})"
+
+
+def _check(plugin: str, given: Sequence[Offer]) -> None:
+    """:raises _InvalidOfferError: naming the first thing that would not work later."""
+    seen: set[tuple[str, str]] = set()
+    for offer in given:
+        if offer.settings is not None and not (isinstance(offer.settings, type) and issubclass(offer.settings, Section)):
+            raise _InvalidOfferError(f"the settings of {offer.name!r} are no subclass of core.offers.Section")
+    sections = {offer.settings for offer in given if offer.settings is not None}
+    if len(sections) > 1:
+        names = ", ".join(sorted(section.__name__ for section in sections))
+        raise _InvalidOfferError(
+            f"its offers have different settings ({names}): a plugin has one table, so they share one model"
+        )
+    for offer in given:
+        if not isinstance(offer.name, str) or _OFFER_NAME.fullmatch(offer.name) is None or offer.name in ("auto", "none"):
+            raise _InvalidOfferError(f"{offer.name!r} cannot be the name of an offer")
+        if (offer.kind, offer.name) in seen:
+            raise _InvalidOfferError(f"it offers two of kind {offer.kind} with the name {offer.name!r}")
+        seen.add((offer.kind, offer.name))
+        own = {other.name for other in given}
+        for alias in offer.aliases:
+            _check_alias(alias, own)
+
+
+def _check_alias(alias: Alias, own: set[str]) -> None:
+    if (alias.flag is None) == (alias.env is None) or (alias.chooses is None) == (alias.sets is None):
+        raise _InvalidOfferError(
+            f"alias {alias.flag or alias.env!r} must have a flag or a variable, and choose an offer or set a setting"
+        )
+    if alias.chooses is not None and alias.chooses not in own:
+        raise _InvalidOfferError(f"alias {alias.flag or alias.env!r} chooses {alias.chooses!r}, which it does not offer")
