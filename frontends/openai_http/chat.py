@@ -15,7 +15,7 @@ from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import Gathered, answer, encode
-from frontends.openai_http.params import chat_params, check_limits, renamed
+from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
 from frontends.openai_http.schema import ChatBody
 
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
@@ -58,7 +58,6 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompt = await _prompt(door, body)
-        check_limits(door.service.card, prompt, params, "messages")
         options = body.stream_options
         call = Call(
             id=f"chatcmpl-{body.request_id or uuid4().hex}",
@@ -73,9 +72,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
             continuous_usage=bool(options and options.continuous_usage_stats),
         )
         try:
+            check_limits(door.service.card, prompt, params)
             return await answer(door, request, call, ChatForm())
         except RequestError as error:
-            raise renamed(error, {"prompt": "messages"}) from None
+            raise renamed(error, chat_names(body)) from None
 
 
 async def _prompt(door: Door, body: ChatBody) -> list[int]:

@@ -16,7 +16,7 @@ from frontends.openai_http.body import read_body
 from frontends.openai_http.chat import LOWEST_LOGPROB
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import Gathered, answer, encode
-from frontends.openai_http.params import check_limits, completion_params
+from frontends.openai_http.params import check_limits, completion_params, fitted
 from frontends.openai_http.schema import CompletionBody
 
 
@@ -66,8 +66,9 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         params = completion_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompts = [await _token_ids(door, body, prompt) for prompt in body.prompt]
+        params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))
         for prompt in prompts:
-            check_limits(door.service.card, prompt, params, "prompt")
+            check_limits(door.service.card, prompt, params)
         options = body.stream_options
         call = Call(
             id=f"cmpl-{body.request_id or uuid4().hex}",

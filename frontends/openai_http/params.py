@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from core.errors import RequestError
 from core.interfaces.frontend import ModelCard
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import SamplingParams
 from frontends.openai_http.schema import ChatBody, CompletionBody, GenerationBody
 
+COMPLETION_TOKENS = 16  # OpenAI's default for a completion
 _FIELDS = (
     "n",
     "temperature",
@@ -63,7 +66,7 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_log
             code="unsupported_parameter",
         )
     wanted = None if body.logprobs is None else _logprobs("logprobs", body.logprobs, max_logprobs)
-    return _params(body, defaults, "max_tokens", 16, wanted)
+    return _params(body, defaults, "max_tokens", COMPLETION_TOKENS, wanted)
 
 
 def check_supported(body: GenerationBody) -> None:
@@ -74,11 +77,23 @@ def check_supported(body: GenerationBody) -> None:
         raise RequestError("stream_options needs stream to be true", param="stream_options")
 
 
-def check_limits(card: ModelCard, prompt: list[int], params: SamplingParams, prompt_field: str) -> None:
-    try:
-        RequestLimits(card.max_model_len, card.vocab).check(prompt, params)
-    except RequestError as error:
-        raise renamed(error, {"prompt": prompt_field}) from None
+def chat_names(body: ChatBody) -> dict[str, str]:
+    """How a chat calls what the engine calls otherwise."""
+    names = {"prompt": "messages", "logprobs": "top_logprobs"}
+    if body.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return names
+
+
+def fitted(body: CompletionBody, params: SamplingParams, room: int) -> SamplingParams:
+    """A default of 16 tokens is no demand: where fewer fit, it is that many. What the request asked for stays."""
+    if body.max_tokens is not None or room < 1 or room >= COMPLETION_TOKENS:
+        return params
+    return msgspec.structs.replace(params, max_tokens=room)
+
+
+def check_limits(card: ModelCard, prompt: list[int], params: SamplingParams) -> None:
+    RequestLimits(card.max_model_len, card.vocab).check(prompt, params)
 
 
 def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:

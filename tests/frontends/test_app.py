@@ -168,7 +168,14 @@ def test_every_wrong_field_is_in_the_message():
 
 
 def test_a_prompt_of_the_greatest_length_is_taken():
-    assert post(COMPLETE, {"prompt": "x" * 498, "max_tokens": 1}).status_code == 200
+    service = FakeService()
+    assert post(COMPLETE, {"prompt": "x" * 498, "max_tokens": 1}, service).status_code == 200
+    assert post(COMPLETE, {"prompt": ["x", "x" * 490]}, service).json()["choices"][1]["finish_reason"] == "length"
+    assert [request[2].max_tokens for request in service.requests] == [1, 9, 9]  # a default is made to fit
+    asked = post(COMPLETE, {"prompt": "x" * 490, "max_tokens": 10}, service)
+    assert (asked.status_code, error_of(asked)["param"]) == (400, "max_tokens")
+    for field in ("max_tokens", "max_completion_tokens"):
+        assert error_of(post(CHAT, {"messages": USER, field: 499}, service))["param"] == field
 
 
 @pytest.mark.parametrize("chunked", [False, True])
