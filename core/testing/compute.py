@@ -230,7 +230,7 @@ class ComputeBackendContract(Contract, kit=True):
         names = WeightName("norm", 0, "input"), WeightName("qkv", 0)
         norm, linear = (backend.place(weights[name], spec, None) for name in names)
         truth = reference.ReferenceDecoder(spec, weights, backend.dtype)
-        kv = backend.kv_cache(spec, 128 // page_size, page_size)
+        kv = backend.kv_cache(spec, 160 // page_size, page_size)
         paged = PagedSequences(kv.num_pages, page_size, seed=page_size)
         random = np.random.default_rng(5)
         script = ({0: 9, 1: 30}, {0: 1, 1: 1, 2: 16}, {2: 1, 0: 7, 3: 1}, {0: 1, 1: 1, 2: 1, 3: 1}, {3: 20, 1: 4})
@@ -314,8 +314,8 @@ class ComputeBackendContract(Contract, kit=True):
             presence=[0.5, 0.25, 0.0],
             frequency=[-0.3, 0.1, 0.0],
         )
-        found = backend.to_host(backend.adjust(logits, changes))
         expected = reference.adjusted(values.astype(np.float64), changes)
+        found = backend.to_host(backend.adjust(logits, changes))
         assert np.array_equal(np.isneginf(found), np.isneginf(expected)), "banned tokens are -inf, and no others"
         kept = np.isfinite(expected)
         assert np.allclose(found[kept], expected[kept], rtol=1e-5, atol=1e-6)

@@ -44,15 +44,11 @@ class PluginContract(Contract, kit=True):
 
     @property
     def entry_point(self) -> EntryPoint:
-        found = entry_points(group=hookspecs.PROJECT, name=self.plugin)
-        assert found, f"no entry point {self.plugin!r} in group {hookspecs.PROJECT!r}: is the package installed?"
-        values = {entry.value for entry in found}
-        assert len(values) == 1, f"two packages install a plugin {self.plugin!r}: {', '.join(sorted(values))}"
-        return next(iter(found))
+        return entry_point(self.plugin)
 
     @property
     def module(self) -> ModuleType:
-        return importlib.import_module(self.entry_point.value)
+        return plugin_module(self.plugin)
 
     # --- what is promised -------------------------------------------------------------------------------------------
 
@@ -137,6 +133,20 @@ class PluginContract(Contract, kit=True):
         found = next((folder / "README.md" for folder in folders if (folder / "README.md").is_file()), None)
         assert found is not None, "there is no README.md"
         assert self.plugin in found.read_text(encoding="utf-8"), f"{found.name} does not name the plugin {self.plugin}"
+
+
+def entry_point(plugin: str) -> EntryPoint:
+    """The one installed entry point of this name."""
+    found = entry_points(group=hookspecs.PROJECT, name=plugin)
+    values = {entry.value for entry in found}
+    assert values, f"no entry point {plugin!r} in group {hookspecs.PROJECT!r}: is the package installed?"
+    assert len(values) == 1, f"two packages install a plugin {plugin!r}: {', '.join(sorted(values))}"
+    return next(iter(found))
+
+
+def plugin_module(plugin: str) -> ModuleType:
+    """The module with the hooks of an installed plugin."""
+    return importlib.import_module(entry_point(plugin).value)
 
 
 def hooks_of(module: ModuleType) -> Iterator[tuple[str, Any]]:

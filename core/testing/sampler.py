@@ -99,7 +99,7 @@ class SamplerContract(Contract, kit=True):
 
     def test_a_single_allowed_token_is_drawn(self) -> None:
         logits = np.full((64, 111), -np.inf, dtype=np.float32)
-        only = np.arange(64) * 37 % 111
+        only = 110 - np.arange(64) * 53 % 111
         logits[np.arange(64), only] = -50.0
         assert np.array_equal(self.sampled(logits, sampling_rows(64, seeds=range(64))), only)
 
@@ -142,10 +142,10 @@ class SamplerContract(Contract, kit=True):
 
     @pytest.mark.parametrize("varied", ["positions", "seeds"])
     def test_other_positions_and_seeds_draw_other_tokens(self, varied: str) -> None:
-        """256 draws from 111 equal tokens hit 100 different ones on average; fewer than 70 do not happen by chance."""
-        logits = np.zeros((256, 111), dtype=np.float32)
+        """256 draws from 32 equal tokens hit all of them but for chance; fewer than 24 do not happen."""
+        logits = np.zeros((256, 32), dtype=np.float32)
         rows = sampling_rows(256, **{varied: range(1000, 1256)})  # type: ignore[arg-type]
-        assert len(set(self.sampled(logits, rows).tolist())) >= 70
+        assert len(set(self.sampled(logits, rows).tolist())) >= 24
 
     def test_large_seeds_and_positions(self) -> None:
         rows = sampling_rows(3, seeds=[2**64 - 1, 2**63, 2**32], positions=[2**31, 131_071, 0])

@@ -15,15 +15,14 @@ from core import testing
 from core.interfaces.model import WeightName, weight_names
 from core.offers import Context
 from core.testing.inputs import random_weights, tiny_spec
-from core.testing.plugin import offers_of
+from core.testing.plugin import offers_of, plugin_module
 
 GUIDE = Path(__file__).parents[2] / "docs" / "plugins"
 
 
 def offered(plugin, kind, name):
     """One offer, found as the core finds it: through its entry point."""
-    module = type("Found", (testing.PluginContract,), {"plugin": plugin})().module
-    return next(offer for offer in offers_of(module) if (offer.kind, offer.name) == (kind, name))
+    return next(offer for offer in offers_of(plugin_module(plugin)) if (offer.kind, offer.name) == (kind, name))
 
 
 def made(plugin, kind, name, *, settings=None, facts=None, **section):
@@ -355,8 +354,7 @@ def test_every_default_offer_goes_through_a_contract():
     }
     source = Path(__file__).read_text()
     for plugin, names in tested.items():
-        module = type("Found", (testing.PluginContract,), {"plugin": plugin})().module
-        assert {offer.name for offer in offers_of(module)} == names
+        assert {offer.name for offer in offers_of(plugin_module(plugin))} == names
         for name in names:
             assert f'"{plugin}", ' in source
             assert f'"{name}"' in source

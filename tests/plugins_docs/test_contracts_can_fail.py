@@ -18,6 +18,9 @@ from core import testing
 BROKEN = Path(__file__).parent / "broken"
 CONTRACTS = {
     "cache_policies": testing.CachePolicyContract,
+    "compute_backends": testing.ComputeBackendContract,
+    "front_ends": testing.FrontEndContract,
+    "graph_backends": testing.GraphBackendContract,
     "quantizers": testing.QuantizerContract,
     "samplers": testing.SamplerContract,
     "schedulers": testing.SchedulerContract,
@@ -42,8 +45,8 @@ def failures(file):
     """Class name -> names of its tests that failed. Of a broken class only the test that has to catch it runs."""
     path = BROKEN / f"{file}.py"
     nodes = [f"{path}::{name}" + (f"::{caught_by}" if caught_by else "") for name, caught_by in mutants(file)]
-    command = [sys.executable, "-m", "pytest", *nodes, "-q", "-rA", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts="]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=BROKEN.parents[2])
+    command = [sys.executable, "-m", "pytest", *nodes, "-q", "-rA", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=prepend"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=BROKEN)
     found = {name: set() for name, _ in mutants(file)}
     for outcome, name, test in re.findall(r"^(PASSED|FAILED|ERROR) \S+::(\w+)::(\w+)", run.stdout, flags=re.MULTILINE):
         found[name] |= {test} if outcome != "PASSED" else {""}

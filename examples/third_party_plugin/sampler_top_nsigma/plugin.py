@@ -23,9 +23,9 @@ KEEPS_NEARLY_ALL = Rule(
     id="top-nsigma-keeps-nearly-all",
     when=(
         Condition("chosen.sampler", "==", "top_nsigma"),
-        Condition("sampler_top_nsigma.n_sigma", ">", 5.0),
+        Condition("settings.sampler_top_nsigma.n_sigma", ">", 5.0),
     ),
-    reason="n_sigma {sampler_top_nsigma.n_sigma} keeps nearly every token: the threshold of top_nsigma does nothing there",
+    reason="n_sigma {settings.sampler_top_nsigma.n_sigma} keeps nearly every token: the threshold of top_nsigma does nothing there",
     remedies=(
         Remedy("--sampler-top-nsigma-n-sigma 1.0", {"sampler_top_nsigma.n_sigma": 1.0}),
         Remedy("use the standard sampler: drop --plugins sampler_top_nsigma", {"plugins-": ["sampler_top_nsigma"]}),
