@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import runpy
 import sys
 from collections.abc import Sequence
 
@@ -25,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        sys.stderr.write(f"dovetail: {error}\n")
+        sys.stderr.write("".join(f"dovetail: error: {problem}\n" for problem in error.problems))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -60,17 +58,13 @@ def _dispatch(arguments: list[str]) -> int:
 def _serve(arguments: list[str]) -> int:
     from core.serve import main as serve
 
-    return serve(arguments)
+    return serve(arguments, program="dovetail serve")
 
 
 def _bench(arguments: list[str]) -> int:
-    if importlib.util.find_spec("core.bench.__main__") is None:
-        raise UserError.of(
-            "this installation has no benchmarks", "dovetail bench", "install dovetail-serve with its core/bench"
-        )
-    sys.argv = ["dovetail bench", *arguments]
-    runpy.run_module("core.bench", run_name="__main__")
-    return ExitCode.OK
+    from core.bench.command import main as bench
+
+    return bench(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ class Screen:
             Console(highlight=False).print(text, style="dim", markup=False)
 
     def problem(self, error: UserError) -> None:
-        sys.stderr.write(f"dovetail: {error}\n")
+        sys.stderr.write("".join(f"dovetail: error: {problem}\n" for problem in error.problems))
 
     def show(self, pieces: Iterable[str]) -> str:
         """Write an answer as it comes; gives it back whole. Ctrl-C ends it where it is."""

@@ -87,7 +87,7 @@ def test_no_server_is_told_with_remedies():
     assert failed.returncode == ExitCode.FAILED
     assert failed.stdout == ""
     assert failed.stderr == (
-        "dovetail: no server answers at http://127.0.0.1:9\n"
+        "dovetail: error: no server answers at http://127.0.0.1:9\n"
         "  set by: --url\n"
         "  remedy: start one: dovetail serve\n"
         "  remedy: name another with --url\n"
@@ -98,13 +98,16 @@ def test_no_server_is_told_with_remedies():
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", ""])
 def test_an_address_that_is_none(url, capsys):
     assert main(["chat", "--url", url, "-q", "x"]) == ExitCode.REFUSED
-    assert capsys.readouterr().err.splitlines()[0] == f"dovetail: {url!r} is no address of a server"
+    assert capsys.readouterr().err.splitlines()[0] == f"dovetail: error: {url!r} is no address of a server"
 
 
 def test_what_the_server_refuses_is_told(served):
     refused = dovetail("chat", "--url", served.url, "-q", "x", "--temperature", "-1")
     assert refused.returncode == ExitCode.FAILED
-    assert refused.stderr.splitlines()[0] == "dovetail: the server refused: temperature must be a number in [0, 100], got -1.0"
+    assert (
+        refused.stderr.splitlines()[0]
+        == "dovetail: error: the server refused: temperature must be a number in [0, 100], got -1.0"
+    )
     unknown = dovetail("complete", "--url", served.url, "-q", "x", "--model-name", "other")
     assert "the model 'other' is not served here" in unknown.stderr
 
@@ -114,7 +117,7 @@ def test_a_server_of_another_kind_is_told(served, monkeypatch, capsys):
 
     monkeypatch.setattr(httpx.Client, "get", lambda self, path: httpx.Response(200, text="<html>"))
     assert main(["chat", "--url", served.url, "-q", "x"]) == ExitCode.FAILED
-    assert capsys.readouterr().err.startswith(f"dovetail: what answers at {served.url} does not speak the OpenAI API\n")
+    assert capsys.readouterr().err.startswith(f"dovetail: error: what answers at {served.url} does not speak the OpenAI API\n")
 
 
 def test_flags_nobody_knows_are_refused():
@@ -191,5 +194,5 @@ def test_an_own_server_that_does_not_start_is_told(monkeypatch, capfd):
     monkeypatch.setattr(own_server.subprocess, "Popen", popen)
     assert main(["chat", "--model", "nonsense", "-q", "hi"]) == ExitCode.REFUSED
     assert capfd.readouterr().err == (
-        "half a sentence\ndovetail: the model's server did not start; its reason is above\n  set by: --model\n"
+        "half a sentence\ndovetail: error: the model's server did not start; its reason is above\n  set by: --model\n"
     )
