@@ -50,7 +50,7 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def third_party(session: nox.Session) -> None:
-    """The example plugin, a distribution of its own: installed beside this one, tested through the contract kit, served with."""
+    """The example plugin, a distribution of its own: installed beside this one, put through its contracts, served with."""
     session.install(".[all]")
     session.install(f"{EXAMPLE}[dev]")
     session.chdir(EXAMPLE)  # away from the checkout: what is tested is what was installed

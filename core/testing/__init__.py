@@ -28,13 +28,27 @@ from __future__ import annotations
 try:
     import pytest
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError("core.testing needs pytest: pip install 'dovetail-serve[dev]', or pip install pytest") from missing
+    raise ModuleNotFoundError(
+        "core.testing needs pytest: pip install 'dovetail-serve[dev]', or pip install pytest"
+    ) from missing
 
 # Before the modules are imported: their plain asserts then explain themselves in a failure.
 pytest.register_assert_rewrite(
     *(
         f"core.testing.{module}"
-        for module in ("cache", "compute", "contract", "frontend", "graph", "model", "plugin", "quantizer", "rules", "sampler", "scheduler")
+        for module in (
+            "cache",
+            "compute",
+            "contract",
+            "frontend",
+            "graph",
+            "model",
+            "plugin",
+            "quantizer",
+            "rules",
+            "sampler",
+            "scheduler",
+        )
     )
 )
 

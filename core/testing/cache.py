@@ -100,7 +100,8 @@ class CachePolicyContract(Contract, kit=True):
     def test_the_last_token_is_always_left_to_compute(self) -> None:
         house = self.attached(16, 4)
         tokens = np.arange(12, dtype=np.int32)
-        assert (first := house.admit(tokens, "")) is not None
+        first = house.admit(tokens, "")
+        assert first is not None
         house.leave(first)
         for length in range(1, 13):
             hit = house.lookup(tokens[:length], "")
@@ -138,7 +139,8 @@ class CachePolicyContract(Contract, kit=True):
     def test_reset_forgets(self) -> None:
         house = self.attached(16, 4)
         tokens = np.arange(14, dtype=np.int32)
-        assert (first := house.admit(tokens, "")) is not None
+        first = house.admit(tokens, "")
+        assert first is not None
         house.leave(first)
         house.policy.reset()
         house.check()
@@ -210,7 +212,9 @@ class House:
     def reclaim(self, wanted: int) -> None:
         free, reclaimable = self.pool.num_free, self.policy.num_reclaimable
         gained = self.policy.reclaim(wanted)
-        assert gained == self.pool.num_free - free, f"reclaim({wanted}) says {gained} pages became free; {self.pool.num_free - free} did"
+        assert gained == self.pool.num_free - free, (
+            f"reclaim({wanted}) says {gained} pages became free; {self.pool.num_free - free} did"
+        )
         assert gained == min(wanted, reclaimable), f"reclaim({wanted}) gave {gained} pages of {reclaimable} reclaimable ones"
 
     def take(self, number: int) -> list[int]:
@@ -232,10 +236,14 @@ class House:
         tokens[:], pages[:] = -1, -1  # the engine lends views of its own arrays: they change as soon as it goes on
         guest.announced = full
 
-    def check_hit(self, pages: NDArray[np.int32], num_tokens: int, tokens: Tokens, salt: str, before: NDArray[np.int32]) -> None:
+    def check_hit(
+        self, pages: NDArray[np.int32], num_tokens: int, tokens: Tokens, salt: str, before: NDArray[np.int32]
+    ) -> None:
         size = self.pool.page_size
         assert num_tokens <= len(tokens) - 1, f"{num_tokens} of {len(tokens)} tokens were found; the last is to be computed"
-        assert num_tokens == len(pages) * size, f"{len(pages)} pages of {size} do not hold {num_tokens} tokens: only whole pages are shared"
+        assert num_tokens == len(pages) * size, (
+            f"{len(pages)} pages of {size} do not hold {num_tokens} tokens: only whole pages are shared"
+        )
         assert len(set(pages.tolist())) == len(pages), "a page was found twice"
         for index, page in enumerate(pages.tolist()):
             expected = (salt, *tokens[: (index + 1) * size].tolist())
@@ -252,7 +260,9 @@ class House:
         assert self.pool.num_free == int((counts == 0).sum()), "the pool's free pages do not match its counts"
         kept = int(((owners == 0) & (counts > 0)).sum())
         used = int((owners > 0).sum())
-        assert self.policy.num_reclaimable == kept, f"num_reclaimable says {self.policy.num_reclaimable}, {kept} pages are kept unused"
+        assert self.policy.num_reclaimable == kept, (
+            f"num_reclaimable says {self.policy.num_reclaimable}, {kept} pages are kept unused"
+        )
         assert self.pool.num_free + used + kept == self.pool.total
 
 

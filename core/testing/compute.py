@@ -203,7 +203,9 @@ class ComputeBackendContract(Contract, kit=True):
                 assert linear.nbytes >= packed.nbytes, "the bytes held are fewer than the packed matrix has"
                 self.check_linear(backend, linear, quantizer.unpack(packed), f"{name} in eight bits")
         untouched = backend.place(random_weights(spec)[WeightName("gate_up", 0)], spec, quantizer)
-        assert untouched.nbytes >= np.prod(spec.shape("gate_up")) * DTYPE_BYTES[backend.dtype], "a role the quantizer does not take"
+        assert untouched.nbytes >= np.prod(spec.shape("gate_up")) * DTYPE_BYTES[backend.dtype], (
+            "a role the quantizer does not take"
+        )
 
     def test_a_quantizer_gets_one_part_at_a_time(self, backend: ComputeBackend) -> None:
         """The fused matrix never exists unpacked."""

@@ -49,7 +49,9 @@ Contract._contract = {"test_the_contract_is_whole": Contract.test_the_contract_i
 
 
 def own_tests(cls: type) -> dict[str, Test]:
-    return {name: value for name, value in vars(cls).items() if name.startswith("test_") and isinstance(value, types.FunctionType)}
+    return {
+        name: value for name, value in vars(cls).items() if name.startswith("test_") and isinstance(value, types.FunctionType)
+    }
 
 
 def original(test: Any) -> Any:

@@ -51,16 +51,22 @@ class PlainChatTemplate:
 class FakeService(Service):
     """Answers every prompt with ``reply(prompt)``, one character a delta, until ``max_tokens``.
 
-    For tests to steer by: ``hold()`` stops generation until ``go_on()``; ``die(reason)`` is the engine's end. To look at: ``asked`` (prompts
-    and parameters in order), ``running``, ``aborted``, ``drained``. The steering methods may be called from any thread.
+    For tests to steer by, from any thread: ``hold()`` stops generation until ``go_on()``; ``die(reason)`` is the engine's end.
+    To look at: ``asked`` (prompts and parameters in order), ``running``, ``aborted``, ``drained``.
     """
 
-    def __init__(self, reply: str | Callable[[str], str] = "a fake answer", *, max_model_len: int = 4096, max_running: int = 1000) -> None:
+    def __init__(
+        self, reply: str | Callable[[str], str] = "a fake answer", *, max_model_len: int = 4096, max_running: int = 1000
+    ) -> None:
         self.reply = reply if callable(reply) else lambda prompt: reply
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.chat_template: ChatTemplate | None = PlainChatTemplate()
         self.card = ModelCard(
-            name="fake", served_names=("fake",), max_model_len=max_model_len, vocab=self.tokenizer.vocab_size, created=1_700_000_000
+            name="fake",
+            served_names=("fake",),
+            max_model_len=max_model_len,
+            vocab=self.tokenizer.vocab_size,
+            created=1_700_000_000,
         )
         self.max_running = max_running
         self.asked: list[tuple[str, SamplingParams]] = []
@@ -107,7 +113,13 @@ class FakeService(Service):
     # --- the service ------------------------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> AsyncIterator[TextDelta]:
         if self.reason:
             raise EngineDeadError(self.reason)
@@ -158,7 +170,13 @@ class FakeService(Service):
                 break
             token = character.encode()[0]
             yield TextDelta(
-                index, character, (token,), self._logprobs(token, character, params, len(written) - 1), None, num_prompt, number + 1
+                index,
+                character,
+                (token,),
+                self._logprobs(token, character, params, len(written) - 1),
+                None,
+                num_prompt,
+                number + 1,
             )
         reason, stop = stopped
         logprobs = None if params.logprobs is None else ()
@@ -183,7 +201,9 @@ class FakeService(Service):
     async def stats(self) -> EngineStats:
         if self.reason:
             raise EngineDeadError(self.reason)
-        return EngineStats(num_running=len(self.running), pages_total=64, pages_free=64, requests_finished={"stop": self.finished})
+        return EngineStats(
+            num_running=len(self.running), pages_total=64, pages_free=64, requests_finished={"stop": self.finished}
+        )
 
     async def drain(self, timeout: float | None = None) -> None:
         self.draining = True
@@ -200,7 +220,7 @@ class FakeService(Service):
 
 
 class RowInt8(Quantizer):
-    """Eight bits, one scale a row, rounded to nearest: the plainest quantizer there is, with a layout nobody has a kernel for."""
+    """Eight bits, one scale a row, rounded to nearest: as plain as can be, with a layout that nobody has a kernel for."""
 
     name = "fake_int8"
     layout = "fake_int8_row"

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -24,9 +24,9 @@ ANSWER = "the answer is forty-two"
 class FrontEndContract(Contract, kit=True):
     """Give ``make``, ``ready`` and ``ask``.
 
-    ``make`` is called once a test; a server should listen on ``self.port``, a free port of 127.0.0.1. ``ready`` says whether the door is
-    open; it is asked again and again until it says so. ``ask`` sends one prompt through the door and returns all the text that came
-    back, joined; both run in a thread beside the front end.
+    ``make`` is called once a test; a server should listen on ``self.port``, a free port of 127.0.0.1. ``ready`` says whether
+    the door is open; it is asked again and again until it says so. ``ask`` sends one prompt through the door and returns all
+    the text that came back, joined; both run in a thread beside the front end.
 
     The front end runs in the test's main thread, since a door owns the process's signals, as it does when it is launched.
     """
@@ -50,8 +50,8 @@ class FrontEndContract(Contract, kit=True):
         self.port = free_port()
 
     @pytest.fixture
-    def service(self) -> Iterator[FakeService]:
-        yield FakeService(ANSWER)
+    def service(self) -> FakeService:
+        return FakeService(ANSWER)
 
     # --- what is promised -------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class FrontEndContract(Contract, kit=True):
         assert self.serve(service, lambda: service.die("the engine died in a test")) == ExitCode.ENGINE_DIED
 
     def serve(self, service: Service, visit: Callable[[], None]) -> ExitCode:
-        """Run the front end until ``visit``, in a thread of its own, has told it to stop. Failures of the visit are raised here."""
+        """Run the front end until ``visit``, in a thread of its own, has told it to stop. Its failures are raised here."""
         failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         returned = threading.Event()
 
@@ -119,8 +119,9 @@ class FrontEndContract(Contract, kit=True):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
         thread = threading.Thread(target=visitor, daemon=True)
-        with raising(signal.SIGTERM, "SIGTERM was left to the system: a front end handles it and returns"), raising(
-            signal.SIGUSR1, f"run() did not return within {self.patience:g} s after the stop"
+        with (
+            raising(signal.SIGTERM, "SIGTERM was left to the system: a front end handles it and returns"),
+            raising(signal.SIGUSR1, f"run() did not return within {self.patience:g} s after the stop"),
         ):
             front_end = self.make()
             thread.start()

@@ -37,7 +37,13 @@ class GraphBackendContract(Contract, kit=True):
         """Prompts, decodes of one to five sequences, mixed steps, sizes seen before and new ones."""
         script: list[dict[int, list[int]]] = [{0: list(range(20))}, {0: [5]}, {0: [6]}, {0: [7], 1: [1, 2, 3], 2: [4]}]
         script += [{0: [token], 1: [token + 1], 2: [token + 2]} for token in range(10)]
-        script += [{3: [8] * 17, 4: [1]}, {s: [9 + s] for s in range(5)}, {4: [2]}, {s: [30 + s] for s in range(4)}, {1: [60] * 5}]
+        script += [
+            {3: [8] * 17, 4: [1]},
+            {s: [9 + s] for s in range(5)},
+            {4: [2]},
+            {s: [30 + s] for s in range(4)},
+            {1: [60] * 5},
+        ]
         plain, prepared = self.runs(self.make())
         for number, work in enumerate(script):
             expected, found = plain(work), prepared(work)

@@ -19,8 +19,8 @@ from core.testing.contract import Contract
 class ModelContract(Contract, kit=True):
     """Give ``make``, ``config`` and ``tensors``: a checkpoint of this family in miniature. One class for each layout.
 
-    ``tensors`` maps the names of the stored tensors to arrays of their shapes, as they lie in the file. ``unused`` names those that
-    the decoder does not need (rotary tables). ``refused``: changes to the config, each of which asks for what the decoder does not do.
+    ``tensors`` maps the names of the stored tensors to arrays of their shapes, as they lie in the file. ``unused`` names those
+    that the decoder does not need (rotary tables). ``refused``: changes to the config that ask for what the decoder cannot do.
     """
 
     config: ClassVar[Mapping[str, Any]]
@@ -47,7 +47,16 @@ class ModelContract(Contract, kit=True):
 
     def test_the_spec_is_a_decoder(self) -> None:
         spec = self.spec()
-        for field in ("num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "intermediate", "vocab", "max_positions"):
+        for field in (
+            "num_layers",
+            "hidden",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate",
+            "vocab",
+            "max_positions",
+        ):
             assert getattr(spec, field) > 0, f"{field} is {getattr(spec, field)}"
         assert spec.num_heads % spec.num_kv_heads == 0
         assert spec.head_dim % 2 == 0
@@ -88,7 +97,8 @@ class ModelContract(Contract, kit=True):
         assert (embed == head) == spec.tied_head
 
     def test_what_the_decoder_cannot_do_is_refused(self) -> None:
-        for change in ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"hidden_act": "gelu"}, *self.refused):
+        common: tuple[Mapping[str, Any], ...] = ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"hidden_act": "gelu"})
+        for change in (*common, *self.refused):
             with pytest.raises(UserError) as refused:
                 self.make().spec({**self.config, **change})
             assert any(key in str(refused.value) for key in change), f"the refusal of {change} does not name the key"
@@ -102,8 +112,9 @@ class CheckpointFormatContract(Contract, kit=True):
         raise NotImplementedError(f"{type(self).__name__} must define make()")
 
     def write(self, folder: Path) -> tuple[Path, Mapping[str, NDArray[Any]]]:
-        """Write a small checkpoint into an empty folder. Returns what ``recognizes`` is asked about (the folder, or a file in it),
-        and every tensor as ``Checkpoint.tensor`` is to return it.
+        """Write a small checkpoint into an empty folder.
+
+        Returns what ``recognizes`` is asked about (a folder or a file), and every tensor as ``Checkpoint.tensor`` gives it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define write(folder)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,10 +58,14 @@ class PluginContract(Contract, kit=True):
         assert self.module.__doc__, "the module says in a docstring what the plugin does"
 
     def test_loading_it_imports_nothing_heavy(self) -> None:
-        child = subprocess.run([sys.executable, "-c", LOAD, self.entry_point.value], capture_output=True, text=True, timeout=120)
+        command = [sys.executable, "-c", LOAD, self.entry_point.value]
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=os.environ | path)
         assert child.returncode == 0, child.stderr
         imported = set(json.loads(child.stdout.splitlines()[-1]))
-        assert not imported & set(HEAVY), f"--help would import {', '.join(sorted(imported & set(HEAVY)))}: import inside create()"
+        assert not imported & set(HEAVY), (
+            f"--help would import {', '.join(sorted(imported & set(HEAVY)))}: import inside create()"
+        )
 
     def test_every_hook_is_one_of_the_core(self) -> None:
         hooks = dict(hooks_of(self.module))
@@ -106,15 +111,21 @@ class PluginContract(Contract, kit=True):
                 assert (alias.chooses is None) != (alias.sets is None), "an alias chooses an offer or sets a setting"
                 assert alias.flag is None or alias.flag.startswith("--")
                 assert alias.env is None or alias.env == alias.env.upper()
-                assert alias.chooses is None or alias.chooses in own, f"{alias.flag or alias.env} chooses another plugin's offer"
+                assert alias.chooses is None or alias.chooses in own, (
+                    f"{alias.flag or alias.env} chooses another plugin's offer"
+                )
                 if alias.sets is not None:
-                    assert alias.sets in setting_names(offer), f"{alias.flag or alias.env} sets {alias.sets}, which is no setting"
+                    assert alias.sets in setting_names(offer), (
+                        f"{alias.flag or alias.env} sets {alias.sets}, which is no setting"
+                    )
 
     def test_rules_explain_themselves(self) -> None:
         seen: set[str] = set()
         for offer in offers_of(self.module):
             for rule in offer.rules:
-                assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.id), f"{rule.id!r}: ids are lower-case words joined by hyphens"
+                assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.id), (
+                    f"{rule.id!r}: ids are lower-case words joined by hyphens"
+                )
                 assert rule.id not in seen, f"two rules have the id {rule.id}"
                 seen.add(rule.id)
                 assert rule.when, f"{rule.id} forbids everything: it has no condition"

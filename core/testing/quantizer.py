@@ -103,7 +103,9 @@ class QuantizerContract(Contract, kit=True):
             weight = normal(6, columns) * np.logspace(-3, 3, 6, dtype=np.float32)[:, None]
             whole = self.unpacked(weight)
             for row in range(6):
-                assert np.array_equal(self.unpacked(weight[row : row + 1])[0], whole[row]), f"row {row} alone unpacks differently"
+                assert np.array_equal(self.unpacked(weight[row : row + 1])[0], whole[row]), (
+                    f"row {row} alone unpacks differently"
+                )
 
     def test_stacked_parts_equal_the_whole(self) -> None:
         quantizer = self.make()
@@ -120,7 +122,9 @@ class QuantizerContract(Contract, kit=True):
             packed = quantizer.pack(normal(256, columns))
             stored = packed.nbytes * 8 / (256 * columns)
             said = quantizer.bits_per_weight(columns)
-            assert stored == pytest.approx(said, rel=0.01), f"{columns} columns: {stored:g} bits a weight are stored, {said:g} said"
+            assert stored == pytest.approx(said, rel=0.01), (
+                f"{columns} columns: {stored:g} bits a weight are stored, {said:g} said"
+            )
             assert stored < 32, "packing made the matrix larger than float32"
 
     def test_the_packed_arrays_hold_everything(self) -> None:
@@ -176,14 +180,15 @@ def normal(rows: int, columns: int) -> Matrix:
 
 def weights(columns: int) -> dict[str, Matrix]:
     random = np.random.default_rng(columns)
+    one_sign = np.where(np.arange(32)[:, None] % 2, -1, 1).astype(np.float32)
     return {
         "normal weights": normal(32, columns),
         "heavy tails": (random.standard_t(2, (32, columns)) * 0.02).astype(np.float32),
         "positive weights": np.abs(normal(32, columns)) + np.float32(0.5),
-        "one sign a row": np.where(np.arange(32)[:, None] % 2, -1, 1).astype(np.float32) * (np.abs(normal(32, columns)) + np.float32(1e-3)),
+        "one sign a row": (one_sign * (np.abs(normal(32, columns)) + np.float32(1e-3))).astype(np.float32),
         "equal weights": np.full((4, columns), 0.125, dtype=np.float32),
         "mostly zeros": normal(32, columns) * (random.random((32, columns)) < 0.02).astype(np.float32),
-        "two values": np.where(random.random((8, columns)) < 0.5, -1.0, 1.0).astype(np.float32),
+        "two values": np.where(random.random((8, columns)) < 0.5, np.float32(-1), np.float32(1)),
     }
 
 

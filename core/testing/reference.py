@@ -26,7 +26,8 @@ def rounded(values: NDArray[Any], dtype: str) -> Float:
 
 
 def rms_norm(x: Float, weight: Float, eps: float) -> Float:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    out: Float = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    return out
 
 
 def inverse_frequencies(spec: DecoderSpec) -> Float:
@@ -41,7 +42,9 @@ def inverse_frequencies(spec: DecoderSpec) -> Float:
         return frequencies / factor
     if kind != "llama3":
         raise ValueError(f"rope scaling {kind!r}")
-    turns = float(scaling["original_max_position_embeddings"]) * frequencies / (2 * np.pi)  # of each pair over the trained context
+    turns = (
+        float(scaling["original_max_position_embeddings"]) * frequencies / (2 * np.pi)
+    )  # of each pair over the trained context
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)  # 1: fast pairs, as they are; 0: slow pairs, slowed by the factor
     mixed: Float = frequencies * (kept + (1 - kept) / factor)
@@ -54,7 +57,9 @@ def rotate(x: Float, positions: NDArray[Any], spec: DecoderSpec) -> Float:
     cos, sin = np.cos(angles), np.sin(angles)
     out = np.empty_like(x)
     half = spec.head_dim // 2
-    first, second = (slice(0, None, 2), slice(1, None, 2)) if spec.rope_style == "interleaved" else (slice(0, half), slice(half, None))
+    first, second = (
+        (slice(0, None, 2), slice(1, None, 2)) if spec.rope_style == "interleaved" else (slice(0, half), slice(half, None))
+    )
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., second] * cos + x[..., first] * sin
     return out
@@ -112,7 +117,9 @@ class ReferenceDecoder:
         """q [n, heads, dim], turned; k and v are appended to the sequence's."""
         spec = self.spec
         normed = rms_norm(hidden, self.weights[WeightName("norm", layer, "input")], spec.norm_eps)
-        q, k, v = np.split(normed @ self.weights[WeightName("qkv", layer)].T, [spec.q_width, spec.q_width + spec.kv_width], axis=1)
+        q, k, v = np.split(
+            normed @ self.weights[WeightName("qkv", layer)].T, [spec.q_width, spec.q_width + spec.kv_width], axis=1
+        )
         q = rotate(q.reshape(-1, spec.num_heads, spec.head_dim), positions, spec)
         k = rotate(k.reshape(-1, spec.num_kv_heads, spec.head_dim), positions, spec)
         v = v.reshape(-1, spec.num_kv_heads, spec.head_dim)
@@ -141,5 +148,7 @@ class ReferenceDecoder:
             hidden = hidden + self.attention(sequence, layer, q) @ weights[WeightName("o", layer)].T
             normed = rms_norm(hidden, weights[WeightName("norm", layer, "post")], spec.norm_eps)
             hidden = hidden + gated(normed @ weights[WeightName("gate_up", layer)].T) @ weights[WeightName("down", layer)].T
-        logits: Float = rms_norm(hidden, weights[WeightName("norm", None, "final")], spec.norm_eps) @ weights[WeightName("head")].T
+        logits: Float = (
+            rms_norm(hidden, weights[WeightName("norm", None, "final")], spec.norm_eps) @ weights[WeightName("head")].T
+        )
         return logits

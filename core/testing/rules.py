@@ -20,9 +20,9 @@ GIB = 1 << 30
 class RulesContract(Contract, kit=True):
     """Give ``plugin`` and ``violating``: for each rule of the plugin, by id, settings that violate it.
 
-    Keys are core settings ("max_model_len") or the plugin's ("my_plugin.size"); the plugin itself is always named, unless the settings
-    have "plugins". ``sound`` are settings with which the plugin composes without a complaint; what violates is added to them.
-    ``model`` is what is composed with; ``machine`` what the configuration is composed for, by rule id ("" for ``sound``).
+    Keys are core settings ("max_model_len") or the plugin's ("my_plugin.size"); the plugin itself is always named, unless the
+    settings have "plugins". ``sound`` are settings with which the plugin composes without a complaint; what violates is added
+    to them. ``model`` is what is composed with; ``machine`` what it is composed for, by rule id ("" for ``sound``).
     """
 
     plugin: str
@@ -43,7 +43,9 @@ class RulesContract(Contract, kit=True):
     # --- what is promised -------------------------------------------------------------------------------------------
 
     def test_every_rule_has_settings_that_violate_it(self) -> None:
-        assert {rule.id for rule in self.rules()} == set(self.violating), "violating names each rule of the plugin, and no other"
+        assert {rule.id for rule in self.rules()} == set(self.violating), (
+            "violating names each rule of the plugin, and no other"
+        )
 
     def test_the_sound_configuration_composes(self) -> None:
         composition = self.compose(self.configuration({}), "")

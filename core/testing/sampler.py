@@ -128,7 +128,9 @@ class SamplerContract(Contract, kit=True):
         logits, rows = random_logits(12, vocab), self.varied_rows(12)
         sampler = self.make()
         first = to_numpy(sampler.sample(to_framework(logits, self.framework, self.device), rows))
-        sampler.sample(to_framework(random_logits(3, vocab), self.framework, self.device), sampling_rows(3, seeds=range(50, 53)))
+        sampler.sample(
+            to_framework(random_logits(3, vocab), self.framework, self.device), sampling_rows(3, seeds=range(50, 53))
+        )
         again = to_numpy(sampler.sample(to_framework(logits, self.framework, self.device), rows))
         assert np.array_equal(first, again), "the sampler remembers something between calls"
         assert np.array_equal(first, self.sampled(logits, rows))
@@ -153,9 +155,7 @@ class SamplerContract(Contract, kit=True):
 
     @pytest.mark.parametrize("vocab", VOCABULARIES)
     def test_a_temperature_near_zero_is_greedy(self, vocab: int) -> None:
-        logits = np.random.default_rng(vocab).permuted(
-            np.broadcast_to(np.arange(vocab, dtype=np.float32), (64, vocab)), axis=1
-        )
+        logits = np.random.default_rng(vocab).permuted(np.broadcast_to(np.arange(vocab, dtype=np.float32), (64, vocab)), axis=1)
         drawn = self.sampled(logits, sampling_rows(64, temperature=1e-4, seeds=range(64), positions=range(64)))
         assert np.array_equal(drawn, logits.argmax(axis=1))
 
@@ -164,7 +164,9 @@ class SamplerContract(Contract, kit=True):
         limits: dict[str, float] = {"top_k": 1, "top_p": 1e-6, "min_p": 1.0}
         for name in sorted(self.honours):
             rows = sampling_rows(64, temperature=3.0, seeds=range(64), **{name: limits[name]})  # type: ignore[arg-type]
-            assert np.array_equal(self.sampled(logits, rows), logits.argmax(axis=1)), f"{name}={limits[name]} kept more than one token"
+            assert np.array_equal(self.sampled(logits, rows), logits.argmax(axis=1)), (
+                f"{name}={limits[name]} kept more than one token"
+            )
 
     def test_limits_that_exclude_nothing_change_nothing(self) -> None:
         logits = random_logits(64, 111)
@@ -179,7 +181,9 @@ class SamplerContract(Contract, kit=True):
         assert np.array_equal(drawn, logits.argmax(axis=1))
         far = np.tile(random_logits(1, 111) - np.float32(1e5), (64, 1))
         drawn = self.sampled(far, sampling_rows(64, temperature=3.0, seeds=range(64)))
-        assert len(set(drawn.tolist())) > 1, "only differences of logits matter, yet -100000 for all of them leaves nothing to draw"
+        assert len(set(drawn.tolist())) > 1, (
+            "only differences of logits matter, yet -100000 for all of them leaves nothing to draw"
+        )
 
     @pytest.mark.parametrize("vocab", [5, 111])
     def test_the_distribution_is_the_one_defined(self, vocab: int) -> None:
@@ -195,7 +199,9 @@ class SamplerContract(Contract, kit=True):
             counts = np.bincount(drawn, minlength=vocab)
             assert not counts[expected == 0].any(), f"{given}: a token of probability 0 was drawn"
             chance = chi_square(counts, expected * self.draws)
-            assert chance >= self.false_alarm_rate, f"{given}: so far from the defined distribution by chance only 1 in {1 / chance:.0g}"
+            assert chance >= self.false_alarm_rate, (
+                f"{given}: so far from the defined distribution by chance only 1 in {1 / chance:.0g}"
+            )
 
     def test_warm_may_be_called_before_the_first_draw(self) -> None:
         sampler = self.make()

@@ -34,7 +34,9 @@ class SchedulerContract(Contract, kit=True):
             assert isinstance(key, tuple)
             assert all(math.isfinite(part) for part in key), "a sort key is made of finite numbers"
         assert len({len(key) for key in keys}) == 1, "sort keys of different length do not compare"
-        assert [policy.order(each) for each in reversed(requests)] == keys[::-1], "the key of a request depends on who was asked before"
+        assert [policy.order(each) for each in reversed(requests)] == keys[::-1], (
+            "the key of a request depends on who was asked before"
+        )
 
     def test_a_lower_priority_number_runs_earlier(self) -> None:
         policy = self.make()
@@ -57,7 +59,9 @@ class SchedulerContract(Contract, kit=True):
     def test_an_empty_step_is_not_wasted(self) -> None:
         policy = self.make()
         for total in (1, 7, 64, 8192):
-            assert policy.grant(total, StepBudget(total, total)) > 0, f"a prompt of {total} tokens waits though a step of {total} is empty"
+            assert policy.grant(total, StepBudget(total, total)) > 0, (
+                f"a prompt of {total} tokens waits though a step of {total} is empty"
+            )
 
     def test_a_long_prompt_is_computed_in_the_end(self) -> None:
         """Split over steps, if prompts are split; a prompt that fits one step runs in one, if they are not."""
@@ -76,7 +80,8 @@ class SchedulerContract(Contract, kit=True):
         total = 256
         longest = 2000 if self.splits_prompts else total
         waiting = [
-            request(f"r{n}", prompt=int(random.integers(1, longest + 1)), priority=int(random.integers(3)), arrived=float(n)) for n in range(60)
+            request(f"r{n}", prompt=int(random.integers(1, longest + 1)), priority=int(random.integers(3)), arrived=float(n))
+            for n in range(60)
         ]
         waiting.sort(key=policy.order)
         decoding: list[int] = []  # tokens that each still generates
@@ -101,7 +106,9 @@ class SchedulerContract(Contract, kit=True):
             prompts = unfinished
             if not (prompts or decoding):
                 return
-        raise AssertionError(f"{len(prompts)} prompts are not computed after 20000 steps, {prompts[0][0]} tokens of the first are left")
+        raise AssertionError(
+            f"{len(prompts)} prompts are not computed after 20000 steps, {prompts[0][0]} tokens of the first are left"
+        )
 
 
 def request(name: str, *, prompt: int, priority: int, arrived: float) -> Request:

@@ -1,7 +1,7 @@
 """Each contract against implementations that are broken on purpose: every test of the kit has to catch at least one of them.
 
-The files in ``broken/`` hold test classes that inherit a contract. A class with ``caught_by`` names the test that has to fail for it;
-a class without has to pass, so that what fails fails for the mutation's sake.
+The files in ``broken/`` hold test classes that inherit a contract. A class with ``caught_by`` names the test that has to fail
+for it; a class without has to pass, so that what fails fails for the mutation's sake.
 """
 
 import ast
@@ -18,10 +18,14 @@ from core import testing
 BROKEN = Path(__file__).parent / "broken"
 CONTRACTS = {
     "cache_policies": testing.CachePolicyContract,
+    "checkpoint_formats": testing.CheckpointFormatContract,
     "compute_backends": testing.ComputeBackendContract,
     "front_ends": testing.FrontEndContract,
     "graph_backends": testing.GraphBackendContract,
+    "models": testing.ModelContract,
+    "plugins": testing.PluginContract,
     "quantizers": testing.QuantizerContract,
+    "rules": testing.RulesContract,
     "samplers": testing.SamplerContract,
     "schedulers": testing.SchedulerContract,
 }
@@ -45,8 +49,9 @@ def failures(file):
     """Class name -> names of its tests that failed. Of a broken class only the test that has to catch it runs."""
     path = BROKEN / f"{file}.py"
     nodes = [f"{path}::{name}" + (f"::{caught_by}" if caught_by else "") for name, caught_by in mutants(file)]
-    command = [sys.executable, "-m", "pytest", *nodes, "-q", "-rA", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=prepend"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=BROKEN)
+    options = ["-q", "-rA", "--tb=line", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=prepend"]
+    command = [sys.executable, "-m", "pytest", *nodes, *options]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=BROKEN)
     found = {name: set() for name, _ in mutants(file)}
     for outcome, name, test in re.findall(r"^(PASSED|FAILED|ERROR) \S+::(\w+)::(\w+)", run.stdout, flags=re.MULTILINE):
         found[name] |= {test} if outcome != "PASSED" else {""}
@@ -68,3 +73,8 @@ def test_every_test_of_the_contract_catches_something(file):
     caught = {caught_by for _, caught_by in mutants(file)}
     idle = {name for name in CONTRACTS[file]._contract if name not in caught} - {"test_the_contract_is_whole"}
     assert not idle, f"no broken implementation is there for {sorted(idle)}"
+
+
+def test_every_contract_is_here():
+    kit = {getattr(testing, name) for name in testing.__all__} - {testing.Contract}
+    assert kit == set(CONTRACTS.values())

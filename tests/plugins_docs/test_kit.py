@@ -27,7 +27,7 @@ class Longer(Example, kit=True):
         assert self.value
 
 
-# --- what a subclass may not do ---------------------------------------------------------------------------------------------------
+# --- what a subclass may not do ---------------------------------------------------------------------------------------
 
 
 def test_a_redefined_test_is_refused():
@@ -81,7 +81,7 @@ def test_an_expected_failure_does_not_excuse_a_redefinition():
         type("TestMine", (Example,), {"xfail": {"test_one": "it is hard"}, "test_one": lambda self: None})
 
 
-# --- what it may ------------------------------------------------------------------------------------------------------------------
+# --- what it may ------------------------------------------------------------------------------------------------------
 
 
 def test_own_tests_and_their_overriding_are_nobodys_affair():
@@ -119,11 +119,19 @@ def test_expected_failures_run_and_are_strict(tmp_path):
         "    def make(self): return Late()\n"
     )
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     failed = re.findall(r"^FAILED \S+::(\w+::\w+)", run.stdout, flags=re.MULTILINE)
-    assert sorted(failed) == ["TestUndeclared::test_a_lower_priority_number_runs_earlier", "TestWronglyDeclared::test_order_is_a_sort_key"]
-    assert re.search(r"XFAIL .*TestDeclared::test_a_lower_priority_number_runs_earlier - priorities are upside down here", run.stdout)
+    assert sorted(failed) == [
+        "TestUndeclared::test_a_lower_priority_number_runs_earlier",
+        "TestWronglyDeclared::test_order_is_a_sort_key",
+    ]
+    assert re.search(
+        r"XFAIL .*TestDeclared::test_a_lower_priority_number_runs_earlier - priorities are upside down here", run.stdout
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in testing.__all__ if name != "Contract"])
@@ -134,18 +142,18 @@ def test_every_contract_says_what_to_give(name):
     assert len(contract._contract) > 3
 
 
-# --- what it imports --------------------------------------------------------------------------------------------------------------
+# --- what it imports --------------------------------------------------------------------------------------------------
 
 
 def test_the_kit_imports_no_framework():
     code = "import core.testing, sys; sys.exit(', '.join({'torch', 'paddle', 'triton', 'fastapi'} & set(sys.modules)) or None)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (run.returncode, run.stderr.strip()) == (0, "")
 
 
 def test_without_pytest_it_says_what_to_install():
     code = "import sys; sys.modules['pytest'] = None; import core.testing"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
         "ModuleNotFoundError: core.testing needs pytest: pip install 'dovetail-serve[dev]', or pip install pytest"
@@ -158,12 +166,19 @@ def test_make_that_is_missing_is_named():
         mine().test_grants_stay_within_the_budget()
 
 
-# --- its arithmetic ---------------------------------------------------------------------------------------------------------------
+# --- its arithmetic ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("statistic", "freedom", "expected"),
-    [(3.841459, 1, 0.05), (5.991465, 2, 0.05), (18.307038, 10, 0.05), (135.807, 100, 0.01), (0.0, 3, 1.0), (30.664850, 7, 7.2e-5)],
+    [
+        (3.841459, 1, 0.05),
+        (5.991465, 2, 0.05),
+        (18.307038, 10, 0.05),
+        (135.807, 100, 0.01),
+        (0.0, 3, 1.0),
+        (30.664850, 7, 7.2e-5),
+    ],
 )
 def test_the_chi_square_tail(statistic, freedom, expected):
     assert chi_square_tail(statistic, freedom) == pytest.approx(expected, rel=2e-2)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class TopNSigmaSettings(Section):
-    n_sigma: float = Field(1.0, gt=0.0, le=100.0, description="keep tokens within this many standard deviations of the best logit")
+    n_sigma: float = Field(
+        1.0, gt=0.0, le=100.0, description="keep tokens within this many standard deviations of the best logit"
+    )
 
 
 KEEPS_NEARLY_ALL = Rule(
@@ -25,7 +27,7 @@ KEEPS_NEARLY_ALL = Rule(
         Condition("chosen.sampler", "==", "top_nsigma"),
         Condition("settings.sampler_top_nsigma.n_sigma", ">", 5.0),
     ),
-    reason="n_sigma {settings.sampler_top_nsigma.n_sigma} keeps nearly every token: the threshold of top_nsigma does nothing there",
+    reason="n_sigma {settings.sampler_top_nsigma.n_sigma} keeps nearly every token: the threshold does nothing there",
     remedies=(
         Remedy("--sampler-top-nsigma-n-sigma 1.0", {"sampler_top_nsigma.n_sigma": 1.0}),
         Remedy("use the standard sampler: drop --plugins sampler_top_nsigma", {"plugins-": ["sampler_top_nsigma"]}),

@@ -4,9 +4,9 @@ The logits of a language model fall into a broad bell of noise and a few that st
 
     logit >= max(logits) - n * std(logits)
 
-over the raw logits. Dividing all of them by a temperature divides the distance and the deviation alike, so the kept set does not
-depend on the temperature: a high one flattens the choice among good tokens without letting noise in, which top-p and min-p, being
-computed from probabilities, cannot promise.
+over the raw logits. Dividing all of them by a temperature divides the distance and the deviation alike, so the kept set does
+not depend on the temperature: a high one flattens the choice among good tokens without letting noise in, which top-p and
+min-p, being computed from probabilities, cannot promise.
 
 ``top_k``, ``top_p`` and ``min_p`` of a request then narrow the kept tokens further, at the request's temperature.
 """
@@ -36,7 +36,7 @@ class TopNSigma(Sampler):
         temperature = column(rows.temperature)
         kept = self.kept(exact)
         scaled = (exact - exact.amax(dim=1, keepdim=True)) / temperature.where(temperature > 0, 1.0)
-        # The comparison with 0 after exp is what keeps banned tokens out: exp(-inf) is 0, and 0 is never reached by the sum below.
+        # What is not kept weighs exp(-inf) = 0, and the search below never stops at a token that adds nothing to the sum.
         weights = scaled.where(kept, -torch.inf).exp()
         if (rows.top_k > 0).any() or (rows.top_p < 1).any() or (rows.min_p > 0).any():
             weights = narrowed(weights, column(rows.top_k), column(rows.top_p), column(rows.min_p))

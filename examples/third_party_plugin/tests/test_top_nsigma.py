@@ -1,10 +1,10 @@
 import numpy as np
 import torch
+from sampler_top_nsigma.plugin import TopNSigmaSettings
+from sampler_top_nsigma.sample import TopNSigma
 
 from core.testing import PluginContract, RulesContract, SamplerContract
 from core.testing.inputs import sampling_rows
-from sampler_top_nsigma.plugin import TopNSigmaSettings
-from sampler_top_nsigma.sample import TopNSigma
 
 
 class TestPlugin(PluginContract):

@@ -1,8 +1,8 @@
 """A backend that records nothing, and what the contract has to say about unsound ones."""
 
 import numpy as np
-
 from compute_backends import Numpy
+
 from core.interfaces.graph import GraphBackend
 from core.testing import GraphBackendContract
 

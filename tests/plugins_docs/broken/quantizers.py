@@ -64,7 +64,9 @@ class TestScaleOfTheWholeMatrix(Contract):
     class implementation(RowInt8):
         def pack(self, weight):
             scale = np.float32(max(np.abs(weight).max() / 127, 1e-30))
-            return Packed(weight.shape, {"codes": np.rint(weight / scale).astype(np.int8), "scale": np.full(len(weight), scale)})
+            return Packed(
+                weight.shape, {"codes": np.rint(weight / scale).astype(np.int8), "scale": np.full(len(weight), scale)}
+            )
 
 
 class TestRoundsDown(Contract):
@@ -85,7 +87,9 @@ class TestWrapsAround(Contract):
     class implementation(RowInt8):
         def pack(self, weight):
             scale = np.abs(weight).max(axis=1) / np.float32(128) + np.float32(1e-30)
-            return Packed(weight.shape, {"codes": np.rint(weight / scale[:, None]).astype(np.int32).astype(np.int8), "scale": scale})
+            return Packed(
+                weight.shape, {"codes": np.rint(weight / scale[:, None]).astype(np.int32).astype(np.int8), "scale": scale}
+            )
 
 
 class TestDividesByZero(Contract):

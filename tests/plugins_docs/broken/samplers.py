@@ -58,7 +58,7 @@ def probabilities(logits, *, temperature, top_k, top_p, min_p):
 class Contract(SamplerContract):
     __test__ = False
     framework = "numpy"
-    draws = 4000
+    draws = 2000
     implementation = Plain
 
     def make(self):
