@@ -119,16 +119,20 @@ def _resolve_length(resolved: Resolved, selection: Selection, spec: DecoderSpec,
         pages = int(settings["kv_cache_memory"] * GIB) // memory.page
         limits.append((pages * memory.page_size, f"what {settings['kv_cache_memory']:g} GiB of KV pages hold"))
     if memory.budget is not None:
-        limits.append((fitting_length(settings, selection, memory, min(limit for limit, _ in limits)), "what fits the memory"))
+        fitting = fitting_length(resolved, selection, memory, min(limit for limit, _ in limits))
+        limits.append((fitting, "what fits the memory"))
     length, why = min(limits, key=lambda limit: limit[0])
     resolved.decide("max_model_len", max(SHORTEST, length), why)
 
 
-def fitting_length(settings: dict[str, Any], selection: Selection, memory: Memory, most: int) -> int:
+def fitting_length(resolved: Resolved, selection: Selection, memory: Memory, most: int) -> int:
     """The longest max_model_len, at most ``most``, of which one request fits; 0 when none does."""
 
+    settings = resolved.settings
+    given = None if "max_num_batched_tokens" in resolved.reasons else settings["max_num_batched_tokens"]
+
     def fits(length: int) -> bool:
-        step = settings["max_num_batched_tokens"] or _step(length, settings["max_num_seqs"], _splits(selection))
+        step = given or _step(length, settings["max_num_seqs"], _splits(selection))
         return memory.one_request(length, step) <= (memory.budget or 0)
 
     if fits(most):
@@ -161,7 +165,8 @@ def _resolve_pages(resolved: Resolved, memory: Memory, probe: DeviceProbe) -> No
         resolved.num_pages = settings["num_gpu_blocks_override"]
         return
     if settings["device"] == "cuda":
-        resolved.num_pages = None if memory.budget is None else memory.fitting_pages(settings["max_num_batched_tokens"])
+        pages = 0 if memory.budget is None else memory.fitting_pages(settings["max_num_batched_tokens"])
+        resolved.num_pages = pages if pages >= one else None
         resolved.reasons["kv.num_pages"] = (
             "an estimate: the engine takes what is free after loading, up to gpu_memory_utilization"
         )

@@ -308,7 +308,7 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
     length, step = settings["max_model_len"], settings["max_num_batched_tokens"]
     pages = resolved.num_pages
     fitting_pages = memory.fitting_pages(step) if memory.budget is not None else None
-    fitting = fitting_length(settings, selection, memory, length) if memory.budget is not None else None
+    fitting = fitting_length(resolved, selection, memory, length) if memory.budget is not None else None
     capacity = None if pages is None else pages * memory.page_size
     activation = memory.activation(step)
     return {

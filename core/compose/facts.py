@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from core.compose.probe import DeviceProbe
 from core.compose.settings import CoreSettings
-from core.interfaces.model import DecoderSpec
 from core.interfaces.rules import Fact
 from core.offers import MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, Section
+
+if TYPE_CHECKING:  # at run time this file is part of --help, which waits for neither numpy nor a driver
+    from core.compose.probe import DeviceProbe
+    from core.interfaces.model import DecoderSpec
 
 GIB = 1 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

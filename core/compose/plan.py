@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem
-from core.interfaces.model import DecoderSpec, ModelFolder
+
+if TYPE_CHECKING:
+    from core.interfaces.model import DecoderSpec, ModelFolder
 
 
 @dataclass(frozen=True)

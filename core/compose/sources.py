@@ -14,8 +14,8 @@ from core.compose.config_file import ConfigFile, read_config_file
 from core.compose.settings import PREFIX, CoreSettings
 from core.compose.vocabulary import ALSO_PLUGIN, Key, Said, Vocabulary
 from core.errors import Problem, UserError
-from core.plugin_manager import PluginManager
-from core.suggest import did_you_mean
+from core.plugin_manager import Plugin, PluginManager
+from core.suggest import did_you_mean, nearest
 
 ACTIONS = ("--help", "--version", "--list-plugins", "--explain", "--dump-config", "--trace-plugins")
 """What a command line may ask for beside settings; ``core.serve`` does it."""
@@ -212,12 +212,8 @@ def _unknown_key(said: Said, vocabulary: Vocabulary) -> Problem:
     if len(said.key) == 2:
         name, key = said.key
         plugin = manager.get(name)
-        if plugin is not None and plugin.state == "loaded":
-            fields = vocabulary.fields(name)
-            known = (f"its settings: {', '.join(fields)}",) if fields else (f"drop it: {name} has no settings",)
-            return Problem(f"plugin {name} has no setting {key!r}{did_you_mean(key, fields)}", said.origin, known)
         if plugin is not None:
-            return manager.named(name, said.origin)[0]
+            return _not_its_setting(plugin, key, said.origin, vocabulary)
         near = did_you_mean(name, (each.name for each in manager.plugins))
         return Problem(
             f"there is no plugin {name!r} to give {key!r} to{near}", said.origin, ("--list-plugins shows what is installed",)
@@ -225,6 +221,16 @@ def _unknown_key(said: Said, vocabulary: Vocabulary) -> Problem:
     key = said.key[0]
     known_keys = [each[0] for each in vocabulary.settings if len(each) == 1] + [each.name for each in manager.plugins]
     return Problem(f"there is no setting {key!r}{did_you_mean(key, known_keys)}", said.origin, ("--help lists every setting",))
+
+
+def _not_its_setting(plugin: Plugin, key: str, origin: str, vocabulary: Vocabulary) -> Problem:
+    if plugin.state != "loaded":
+        return vocabulary.manager.named(plugin.name, origin)[0]
+    fields = vocabulary.fields(plugin.name)
+    if not fields:
+        return Problem(f"plugin {plugin.name} has no settings", origin, ("drop it",))
+    what = f"plugin {plugin.name} has no setting {key!r}{did_you_mean(key, fields)}"
+    return Problem(what, origin, (f"its settings: {', '.join(fields)}",))
 
 
 # --- the sources, lowest first ------------------------------------------------------------------------------------------
@@ -294,8 +300,13 @@ def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> I
         elif nested:
             yield _unknown_key(Said((head, tail), ours[name], f"${name}"), vocabulary)
         elif head not in CoreSettings.model_fields:
-            near = did_you_mean(upper, [PREFIX + field.upper() for field in CoreSettings.model_fields])
-            yield Problem(f"there is no setting {head!r}{near}", f"${name}", ("unset it, or see --help for every setting",))
+            plugin = vocabulary.manager.get(head)
+            if plugin is not None:
+                yield _not_its_setting(plugin, "", f"${name}", vocabulary)
+            else:
+                near = nearest(head, CoreSettings.model_fields)
+                hint = f"; did you mean {PREFIX}{near.upper()}?" if near else ""
+                yield Problem(f"there is no setting {head!r}{hint}", f"${name}", ("unset it, or see --help for every setting",))
 
 
 def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:

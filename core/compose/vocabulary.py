@@ -169,6 +169,7 @@ class Vocabulary:
 
     def unknown(self, name: str, origin: str) -> Problem:
         """A flag or variable that nobody brought: whose it is if that is known, else the nearest one."""
+        origin = "" if origin == name else origin
         owner = self.belongs.get(name)
         if owner is not None:
             plugin = self.manager.get(owner)
@@ -182,7 +183,7 @@ class Vocabulary:
             remedies.append(
                 "it may belong to a plugin that is not loaded: " + ", ".join(f"{each.name} ({each.state})" for each in culprits)
             )
-        return Problem(f"there is no flag {name}{near}", origin if origin != name else "", tuple(remedies))
+        return Problem(f"there is no flag {name}{near}", origin, tuple(remedies))
 
     # --- collecting -------------------------------------------------------------------------------------------------
 
