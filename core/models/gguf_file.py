@@ -23,6 +23,7 @@ STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ALIGNMENT = 32  # unless general.alignment says otherwise
 MOST_DIMS = 4
+CHUNK = 1 << 17  # values unpacked at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +157,19 @@ class GgufFile:
         if plain is not None and at.offset % np.dtype(plain).itemsize == 0:
             mapped: Tensor = raw.view(plain).reshape(at.shape)
             return mapped
+        rows = raw.reshape(-1, self._row_bytes(name))
+        values = np.empty((len(rows), at.shape[-1] if at.shape else 1), np.float32)
+        step = max(1, CHUNK // values.shape[1])  # the package's own temporaries are as large as what it is given
         try:
-            values: Tensor = dequantize(raw.reshape(*at.shape[:-1], -1), kind)
+            for start in range(0, len(rows), step):
+                values[start : start + step] = dequantize(rows[start : start + step], kind)
         except NotImplementedError:
             raise UserError.of(
                 f"cannot read {self.path}: tensor {name!r} is stored as {kind.name}, which nothing here unpacks",
                 "",
                 "choose a file of another format, such as Q8_0 or Q4_K",
             ) from None
-        return values
+        return values.reshape(at.shape)
 
     def release(self, name: str) -> None:
         start = self.tensors[name].offset

@@ -1,12 +1,13 @@
 """Small random models by transformers, and writers of every checkpoint layout Dovetail reads. Plain functions, for any test."""
 
 import json
+import struct
 from pathlib import Path
 
 import gguf
+import ml_dtypes
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import Ernie4_5Config, Ernie4_5ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 # head_dim * heads != hidden, as in ERNIE-4.5-0.3B
@@ -55,23 +56,8 @@ def save_pt(model, folder, **options):
 
 def save_paddle(model, folder):
     """The same weights as a -Paddle checkpoint: ``ernie.`` names, [in, out] linears, fused qkv and up_gate."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config, state = model.config, model.state_dict()
-    written = {"ernie.embed_tokens.weight": state["model.embed_tokens.weight"], "ernie.norm.weight": state["model.norm.weight"]}
-    if not config.tie_word_embeddings:
-        written["lm_head.weight"] = state["lm_head.weight"].T
-    for layer in range(config.num_hidden_layers):
-        theirs, ours = f"model.layers.{layer}.", f"ernie.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            written[f"{ours}{norm}.weight"] = state[f"{theirs}{norm}.weight"]
-        qkv = [state[f"{theirs}self_attn.{part}_proj.weight"].T for part in "qkv"]
-        gate_up = [state[f"{theirs}mlp.{part}_proj.weight"].T for part in ("gate", "up")]
-        written[f"{ours}self_attn.qkv_proj.weight"] = torch.cat(qkv, dim=-1)
-        written[f"{ours}mlp.up_gate_proj.weight"] = torch.cat(gate_up, dim=-1)
-        written[f"{ours}self_attn.o_proj.weight"] = state[f"{theirs}self_attn.o_proj.weight"].T
-        written[f"{ours}mlp.down_proj.weight"] = state[f"{theirs}mlp.down_proj.weight"].T
-    save_file({name: tensor.contiguous() for name, tensor in written.items()}, folder / "model.safetensors")
+    config = model.config
+    state = {name: to_numpy(tensor) for name, tensor in model.state_dict().items()}
     paddle_config = {
         "architectures": ["Ernie4_5_ForCausalLM"],
         "model_type": "ernie4_5",
@@ -90,8 +76,50 @@ def save_paddle(model, folder):
         "tensor_parallel_degree": 1,
         **{key: getattr(config, key) for key in TINY},
     }
-    (folder / "config.json").write_text(json.dumps(paddle_config))
+    return write_checkpoint(folder, paddle_config, paddle_arrays(state, paddle_config))
+
+
+def paddle_arrays(state, config):
+    """Tensors by transformers' names -> the same by -Paddle's."""
+    written = {"ernie.embed_tokens.weight": state["model.embed_tokens.weight"], "ernie.norm.weight": state["model.norm.weight"]}
+    if not config["tie_word_embeddings"]:
+        written["lm_head.weight"] = state["lm_head.weight"].T
+    for layer in range(config["num_hidden_layers"]):
+        theirs, ours = f"model.layers.{layer}.", f"ernie.layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            written[f"{ours}{norm}.weight"] = state[f"{theirs}{norm}.weight"]
+        qkv = [state[f"{theirs}self_attn.{part}_proj.weight"].T for part in "qkv"]
+        gate_up = [state[f"{theirs}mlp.{part}_proj.weight"].T for part in ("gate", "up")]
+        written[f"{ours}self_attn.qkv_proj.weight"] = np.concatenate(qkv, axis=-1)
+        written[f"{ours}mlp.up_gate_proj.weight"] = np.concatenate(gate_up, axis=-1)
+        written[f"{ours}self_attn.o_proj.weight"] = state[f"{theirs}self_attn.o_proj.weight"].T
+        written[f"{ours}mlp.down_proj.weight"] = state[f"{theirs}mlp.down_proj.weight"].T
+    return written
+
+
+def write_checkpoint(folder, config, tensors):
+    """config.json and model.safetensors of numpy arrays, written here: no other library between the arrays and the file."""
+    codes = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    header, at = {}, 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
     return folder
+
+
+def to_numpy(tensor):
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 GGUF_NAMES = {
