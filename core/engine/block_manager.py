@@ -35,7 +35,7 @@ class BlockManager:
         preempted tomorrow. With no row placed nothing is reserved: a sequence alone always fits.
         """
         reserved = self._num_growing()
-        if self._rows.num_used and sequence.pages_missed > self.num_available - reserved:
+        if sequence.pages_missed > self.num_available - reserved:
             return None  # looking again would find nothing new: what it missed has not become free
         hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
         if hit.num_tokens != len(hit.pages) * self.pool.page_size or hit.num_tokens >= len(sequence.tokens):
@@ -44,11 +44,12 @@ class BlockManager:
                 f"{len(hit.pages)} pages of {self.pool.page_size}: a hit is whole pages and leaves a token to compute"
             )
         missing = -(-len(sequence.tokens) // self.pool.page_size) - len(hit.pages)
-        if missing > self.num_available - reserved:  # counted anew: the hit's own pages are no longer reclaimable
-            self.give_back(hit)
-            sequence.pages_missed = missing
-            return None
-        return hit
+        fits = missing <= self.num_available - reserved  # counted anew: the hit's own pages are no longer reclaimable
+        sequence.pages_missed = 0 if fits else missing
+        if fits:
+            return hit
+        self.give_back(hit)
+        return None
 
     def _num_growing(self) -> int:
         rows = self._rows

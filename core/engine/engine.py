@@ -28,7 +28,7 @@ log = logging.getLogger("dovetail.engine")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What composition has settled. Fewer than ``max_num_seqs`` run at a time where the step's budget is smaller than that."""
+    """What composition has settled."""
 
     max_num_seqs: int
     max_model_len: int
@@ -60,8 +60,7 @@ class Engine:
         self.limits = RequestLimits(config.max_model_len, config.vocab, config.num_pages * config.page_size)
         self._runner = runner
         self._policy = policy
-        places = min(config.max_num_seqs, config.max_num_batched_tokens)
-        self._rows = Rows(places, self.limits.context, config.page_size, config.vocab)
+        self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)
         self.blocks = BlockManager(config.num_pages, cache, self._rows)
         self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided

@@ -42,7 +42,7 @@ class Sequence:
     seen: Seen | None  # only when penalized
     row: int = -1  # -1: waits
     num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
-    pages_missed: int = 0  # pages that were wanted when it last did not fit; 0: not tried since it began to wait
+    pages_missed: int = 0  # pages it wanted when it last did not fit; 0: it was not tried, or fitted
 
 
 class Rows:

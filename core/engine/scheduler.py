@@ -1,6 +1,7 @@
 """Who computes how much in the next step. Three kinds of rows share a budget of tokens, in this order:
 
-* decoding rows, a token each: all of them in every step, since there are never more places than tokens in the budget;
+* decoding rows, a token each: all of them in every step. They are never more than the budget, for each of them got
+  a token in the step before;
 * rows whose prompt is begun, then waiting sequences: as many tokens as the policy grants, in the order of their keys.
 
 A sequence is admitted when a place is free and pages for all its known tokens can be had. When a decoding row
@@ -37,7 +38,6 @@ class Scheduler:
         self._budget = max_num_batched_tokens
 
     def wait(self, sequence: Sequence) -> None:
-        sequence.pages_missed = 0
         insort(self.waiting, sequence, key=_key)
 
     def remove(self, sequence: Sequence) -> None:
@@ -129,7 +129,7 @@ class Scheduler:
         needy: Ints = np.flatnonzero(full)
         if not len(needy) or self._blocks.grow(needy):
             return
-        for sequence in sorted(rows.at(needy), key=_key):
+        for sequence in rows.at(needy):
             while sequence.row >= 0 and not self._blocks.grow(np.array([sequence.row])):
                 self._preempt(max(rows.placed(), key=_key))
 

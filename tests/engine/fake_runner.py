@@ -78,8 +78,9 @@ def generate(prompt: list[int], params: SamplingParams, context: int, eos=(EOS,)
 class FakeRunner:
     """Checks every batch it is given, then generates. ``fail_on`` makes the steps in which that token is computed raise."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, budget: int) -> None:
         self.page_size = page_size
+        self.budget = budget
         self.kv_tokens = np.full(num_pages * page_size, -1, np.int64)
         self.kv_positions = np.full(num_pages * page_size, -1, np.int64)
         self.batches: list[tuple[int, int, int]] = []  # (tokens, sequences, decodes) of each step
@@ -135,6 +136,7 @@ class FakeRunner:
     def _check(self, batch: StepBatch) -> None:
         starts = batch.query_starts
         assert starts[0] == 0
+        assert batch.num_tokens <= self.budget
         assert starts[-1] == batch.num_tokens == len(batch.positions) == len(batch.slots) > 0
         counts = np.diff(starts)
         assert len(counts) == batch.num_sequences == len(batch.page_table)
@@ -207,7 +209,7 @@ def make_engine(
         seed=seed,
     )
     policy = policy or (WholePrompts() if budget >= context else Chunks())
-    return Engine(config, FakeRunner(pages, page_size), policy, cache or PrivatePages())
+    return Engine(config, FakeRunner(pages, page_size, budget), policy, cache or PrivatePages())
 
 
 def request(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params) -> Request:
@@ -247,3 +249,4 @@ def assert_idle(engine: Engine) -> None:
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.pages_free + stats.pages_cached == stats.pages_total
+    assert not engine._rows.stop_uses.any()

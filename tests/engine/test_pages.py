@@ -115,6 +115,29 @@ def test_a_page_is_held_back_for_every_row_that_may_still_grow():
     assert engine.stats().preemptions == 0
 
 
+def test_a_row_that_will_not_grow_holds_nothing_back():
+    engine = make_engine(context=CONTEXT, page_size=4, pages=8, seqs=4)
+    engine.add(request("stays", [1] * 8, max_tokens=5, ignore_eos=True))  # 3 pages from the second step on, and never more
+    engine.step()
+    engine.add(request("newcomer", [2] * 17, max_tokens=4, ignore_eos=True))  # the 5 others
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (2, 0)
+    drain(engine)
+
+
+def test_one_that_did_not_fit_is_admitted_as_soon_as_it_does():
+    engine = make_engine(context=CONTEXT, page_size=4, pages=10, seqs=4)
+    engine.add(request("short", [1] * 8, max_tokens=3, ignore_eos=True))
+    engine.add(request("long", [2] * 8, max_tokens=20, ignore_eos=True))
+    engine.step()
+    engine.add(request("waits", [3] * 20, max_tokens=2, ignore_eos=True))
+    started = {}
+    for number in range(1, 30):
+        for event in engine.step():
+            started.setdefault(event.request_id, number)
+    assert started == {"short": 1, "long": 1, "waits": 3}
+
+
 @pytest.mark.parametrize(
     ("number", "tokens"),
     [(1, 3), (2, 8), (3, 12)],
