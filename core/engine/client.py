@@ -10,6 +10,7 @@ import pickle
 import threading
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from core.engine import wire
 from core.engine.process import EngineProcess
 from core.engine.server import EngineBuilder
+from core.engine.stream import TokenStream
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.frontend import Health
 from core.interfaces.limits import RequestLimits
@@ -32,64 +34,6 @@ class State(Enum):
     READY = "ready"
     DEAD = "dead"  # for good
     CLOSED = "closed"
-
-
-class TokenStream:
-    """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop."""
-
-    def __init__(self, client: EngineClient, life: EngineProcess, wire_ids: list[str]) -> None:
-        self._client = client
-        self._life = life
-        self._ids = wire_ids
-        self._open = set(range(len(wire_ids)))
-        self._dropped: set[int] = set()
-        self._queue: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
-
-    def __aiter__(self) -> TokenStream:
-        return self
-
-    async def __anext__(self) -> tuple[int, TokenEvent]:
-        while self._open or not self._queue.empty():
-            item = await self._queue.get()
-            if item is None:
-                break
-            if isinstance(item, Exception):
-                raise item
-            if item[0] not in self._dropped:
-                return item
-        raise StopAsyncIteration
-
-    def drop(self, number: int) -> None:
-        """End one request at the engine; nothing more of it is heard here."""
-        self._dropped.add(number)
-        if number in self._open:
-            self._open.discard(number)
-            self._client._forget(self, [self._ids[number]])
-
-    def abort(self) -> None:
-        """End what still runs; each of it gets a last event with ``finish_reason`` "abort"."""
-        for number in sorted(self._open):
-            self._queue.put_nowait((number, TokenEvent(self._ids[number], [], "abort")))
-        self._end()
-
-    def close(self) -> None:
-        """End what still runs; whoever still reads gets nothing more."""
-        self._end()
-        self._queue.put_nowait(None)
-
-    def _end(self) -> None:
-        if self._open:
-            self._client._forget(self, [self._ids[number] for number in self._open])
-            self._open.clear()
-
-    def _put(self, number: int, event: TokenEvent) -> None:
-        if event.finish_reason is not None:
-            self._open.discard(number)
-        self._queue.put_nowait((number, event))
-
-    def _fail(self, error: Exception) -> None:
-        self._open.clear()
-        self._queue.put_nowait(error)
 
 
 class EngineClient:
@@ -175,7 +119,7 @@ class EngineClient:
         sent = [
             msgspec.structs.replace(request, request_id=f"{request.request_id}#{next(self._numbers)}") for request in requests
         ]
-        stream = TokenStream(self, life, [request.request_id for request in sent])
+        stream = TokenStream(life, [request.request_id for request in sent], partial(self._forget, life))
         if not life.send(wire.Submit(sent)):
             raise EngineDeadError("the engine does not take requests any more")
         for number, request in enumerate(sent):
@@ -221,10 +165,10 @@ class EngineClient:
                 raise EngineDeadError(self._detail)
             return self._life
 
-    def _forget(self, stream: TokenStream, wire_ids: list[str]) -> None:
+    def _forget(self, life: EngineProcess, wire_ids: list[str]) -> None:
         for wire_id in wire_ids:
             self._streams.pop(wire_id, None)
-        stream._life.send(wire.Abort(wire_ids))  # a life that is over takes it no more, and need not
+        life.send(wire.Abort(wire_ids))  # a life that is over takes it no more, and need not
 
     # -- what the thread hands to the loop ----------------------------------------------------------------------------
 
@@ -234,7 +178,7 @@ class EngineClient:
             if found is None:
                 continue  # late: it was dropped meanwhile
             stream, number = found
-            stream._put(number, event)
+            stream.put(number, event)
             if event.finish_reason is not None:
                 del self._streams[event.request_id]
 
@@ -242,7 +186,7 @@ class EngineClient:
         error = RequestError(message.message, param=message.param, code=message.code, status=message.status)
         refused = {id(stream): stream for wire_id in message.request_ids if (stream := self._lose(wire_id)) is not None}
         for stream in refused.values():
-            stream._fail(error)
+            stream.fail(error)
 
     def _lose(self, wire_id: str) -> TokenStream | None:
         found = self._streams.pop(wire_id, None)
@@ -254,10 +198,10 @@ class EngineClient:
             future.set_result(message.stats)
 
     def _bury(self, life: EngineProcess, reason: str) -> None:
-        lost = {id(stream): stream for stream, _ in self._streams.values() if stream._life is life}
-        self._streams = {key: found for key, found in self._streams.items() if found[0]._life is not life}
+        lost = {id(stream): stream for stream, _ in self._streams.values() if stream.life is life}
+        self._streams = {key: found for key, found in self._streams.items() if found[0].life is not life}
         for stream in lost.values():
-            stream._fail(EngineDeadError(reason))
+            stream.fail(EngineDeadError(reason))
         for future in list(self._stats.values()):
             if not future.done():
                 future.set_exception(EngineDeadError(reason))

@@ -1,0 +1,67 @@
+"""What a task reads of the requests it has submitted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from core.engine.process import EngineProcess
+from core.interfaces.request import TokenEvent
+
+
+class TokenStream:
+    """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop."""
+
+    def __init__(self, life: EngineProcess, wire_ids: list[str], forget: Callable[[list[str]], None]) -> None:
+        self.life = life
+        self._ids = wire_ids
+        self._forget = forget  # what the client does with the ids of requests that nobody wants any more
+        self._open = set(range(len(wire_ids)))
+        self._dropped: set[int] = set()
+        self._queue: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenEvent]:
+        while self._open or not self._queue.empty():
+            item = await self._queue.get()
+            if item is None:
+                break
+            if isinstance(item, Exception):
+                raise item
+            if item[0] not in self._dropped:
+                return item
+        raise StopAsyncIteration
+
+    def drop(self, number: int) -> None:
+        """End one request at the engine; nothing more of it is heard here."""
+        self._dropped.add(number)
+        if number in self._open:
+            self._open.discard(number)
+            self._forget([self._ids[number]])
+
+    def abort(self) -> None:
+        """End what still runs; each of it gets a last event with ``finish_reason`` "abort"."""
+        for number in sorted(self._open):
+            self._queue.put_nowait((number, TokenEvent(self._ids[number], [], "abort")))
+        self._end()
+
+    def close(self) -> None:
+        """End what still runs; whoever still reads gets nothing more."""
+        self._end()
+        self._queue.put_nowait(None)
+
+    def _end(self) -> None:
+        if self._open:
+            self._forget([self._ids[number] for number in self._open])
+            self._open.clear()
+
+    def put(self, number: int, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._open.discard(number)
+        self._queue.put_nowait((number, event))
+
+    def fail(self, error: Exception) -> None:
+        self._open.clear()
+        self._queue.put_nowait(error)
