@@ -1,6 +1,7 @@
 """Writes the generated pages of docs/, or checks that they are current: python docs/build.py [--check | --write].
 
-``docs/plugins/hooks.md`` is what ``core/hookspecs.py`` and ``core/offers.py`` say, in their order and in their words.
+``docs/plugins/hooks.md`` is what ``core/hookspecs.py`` and ``core/offers.py`` say, in their order and in their words;
+``docs/plugins/facts.md`` lists the core's facts, and the rules of the core and of the plugins that come with it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from core import hookspecs, offers
+from core.compose.core_rules import CORE_RULES
+from core.compose.facts import CORE_FACTS
+from core.interfaces.rules import FactRef, Rule
 from core.offers import Offer
+from core.plugin_manager import PluginManager
 
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "plugins" / "hooks.md"
+FACTS = ROOT / "docs" / "plugins" / "facts.md"
 
 INTRODUCTION = """\
 <!-- Generated from core/hookspecs.py and core/offers.py by docs/build.py: change those, then run `nox -s docs -- --write`. -->
@@ -39,6 +45,35 @@ Every hook returns an iterable of *offers*, frozen records of `core.offers`. All
 `create` receives a `Context`, whose fields are plain data:
 
 {context}
+"""
+
+FACTS_PAGE = """\
+<!-- Generated from core/compose and the plugins' offers by docs/build.py: change those, then run `nox -s docs -- --write`. -->
+
+# Facts and rules
+
+## Facts
+
+What a rule can be about, besides `settings.<plugin>.<setting>` for the settings of every plugin, and the facts that a plugin
+declares itself. A fact that is not known is None.
+
+{facts}
+
+## Rules
+
+What cannot be composed, and what to do about it. `--explain` judges a configuration by them without launching it.
+
+{rules}
+"""
+
+RULE = """\
+### {id}
+
+Of {owner}; {severity}. Violated when {when}.
+
+> {reason}
+
+{remedies}
 """
 
 SECTION = """\
@@ -74,7 +109,28 @@ def main(argv: list[str]) -> int:
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it ought to say."""
-    return {HOOKS: hooks_page()}
+    return {HOOKS: hooks_page(), FACTS: facts_page()}
+
+
+def facts_page() -> str:
+    rows = [f"| `{fact.name}` | `{fact.type.__name__}` | {fact.doc} |" for fact in CORE_FACTS]
+    facts = "\n".join(["| fact | type | |", "|---|---|---|", *rows])
+    rules = [rule_section("the core", rule) for rule in CORE_RULES]
+    for plugin in PluginManager.discover().plugins:
+        if plugin.provenance.startswith("dovetail-serve "):
+            rules += [rule_section(f"plugin `{plugin.name}`", rule) for offer in plugin.offers for rule in offer.rules]
+    return FACTS_PAGE.format(facts=facts, rules="\n".join(rules))
+
+
+def rule_section(owner: str, rule: Rule) -> str:
+    remedies = [f"* {remedy.text}" for remedy in rule.remedies]
+    when = " and ".join(f"`{each.fact} {each.op} {operand(each.value)}`" for each in rule.when)
+    severity = {"error": "refuses", "warning": "warns"}[rule.severity]
+    return RULE.format(id=rule.id, owner=owner, severity=severity, when=when, reason=rule.reason, remedies="\n".join(remedies))
+
+
+def operand(value: Any) -> str:
+    return value.name if isinstance(value, FactRef) else repr(value)
 
 
 def hooks_page() -> str:

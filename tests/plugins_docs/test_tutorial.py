@@ -94,7 +94,7 @@ def test_explain_shows_the_choice_and_the_setting(package):
     shown = served(package, COMMANDS_OF["--explain"])
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"sampler\W+epsilon\b.*--plugins", shown.stdout)
-    assert re.search(r"sampler_epsilon\.epsilon\W+0\.0009", shown.stdout)
+    assert re.search(r"settings of sampler_epsilon\n +epsilon +0\.0009", shown.stdout)
 
 
 def test_the_rule_refuses_as_the_reader_is_told(package):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 from sampler_top_nsigma.plugin import TopNSigmaSettings
@@ -9,6 +11,7 @@ from core.testing.inputs import sampling_rows
 
 class TestPlugin(PluginContract):
     plugin = "sampler_top_nsigma"
+    readme = Path(__file__).parents[1]
 
 
 class TestRules(RulesContract):

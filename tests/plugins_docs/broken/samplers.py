@@ -44,6 +44,8 @@ class Plain(Sampler):
 def probabilities(logits, *, temperature, top_k, top_p, min_p):
     weights = np.exp((logits - logits.max()) / temperature)
     weights[weights < min_p * weights.max()] = 0
+    if not top_k and top_p == 1:
+        return weights / weights.sum()
     order = np.argsort(-weights, kind="stable")
     ordered = weights[order]
     if top_k:
