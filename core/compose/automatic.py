@@ -37,7 +37,7 @@ def resolve_machine(configuration: Configuration, probe: DeviceProbe) -> Resolve
     settings = resolved.settings
     if settings["device"] == "auto":
         if probe.devices:
-            resolved.decide("device", "cuda", f"there is a {probe.devices[0].name}")
+            resolved.decide("device", "cuda", f"found {probe.devices[0].name}")
         else:
             resolved.decide("device", "cpu", probe.note or "no CUDA device was found")
     if settings["dtype"] == "auto":
