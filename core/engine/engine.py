@@ -51,8 +51,8 @@ class StepRunner(Protocol):
 class Engine:
     """Not thread-safe: one thread adds, aborts and steps.
 
-    A step that raises ends the requests that took part in it with "error" and leaves the others alone;
-    only an ``EngineDeadError`` (the device is lost) passes through, and the engine is of no use after it.
+    A model step that raises ends the requests that took part in it with "error" and leaves the others alone. What passes
+    through ``step`` is the end of the engine: an ``EngineDeadError`` (the device is lost), or a policy that breaks its word.
     """
 
     def __init__(self, config: EngineConfig, runner: StepRunner, policy: SchedulingPolicy, cache: CachePolicy) -> None:
