@@ -97,20 +97,13 @@ def _fetched(plan: Plan) -> Plan:
 
 
 def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
+    from core.compose.build import checkpoint_formats
     from core.models.loading import read_config
-    from core.offers import CheckpointFormatOffer
-    from core.plugin_manager import PluginManager
     from core.text import generation_defaults
     from core.text.chat_template import load_chat_template
     from core.text.tokenizer import load_tokenizer
 
-    offers = [found.offer for found in PluginManager.load_only(plan.plugins).offers(CheckpointFormatOffer.kind)]
-    formats = {
-        offer.name: offer.create()
-        for offer in offers
-        if isinstance(offer, CheckpointFormatOffer) and offer.name == plan.model.format
-    }
-    tokenizer = load_tokenizer(plan.model, read_config(plan.model, formats))
+    tokenizer = load_tokenizer(plan.model, read_config(plan.model, checkpoint_formats(plan)))
     settings = plan.settings
     card = ModelCard(
         name=settings["model"],

@@ -235,7 +235,7 @@ class EngineClient:
             if raw is not None:
                 failure = self._take(life, raw) or failure
             elif not life.alive:
-                for raw in life.last_words():
+                for raw in life.last_words() if self._state is not State.CLOSED else ():
                     failure = self._take(life, raw) or failure
                 return failure
 

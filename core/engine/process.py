@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from typing import IO
 
 import zmq
 
@@ -36,6 +37,8 @@ class EngineProcess:
         self._to_engine = self._context.socket(zmq.PUSH)
         self._from_engine = self._context.socket(zmq.PULL)
         self._send_lock = threading.Lock()
+        self._end_fd: int | None = None
+        self._lifeline: IO[bytes] | None = None
         try:
             for socket, name in ((self._to_engine, "to_engine"), (self._from_engine, "from_engine")):
                 socket.set_hwm(0)
@@ -46,11 +49,16 @@ class EngineProcess:
         except BaseException:
             self.release()
             raise
-        assert self._child.stdin is not None
         self._lifeline = self._child.stdin
+        assert self._lifeline is not None
         with contextlib.suppress(BrokenPipeError):  # a child that is gone already is noticed by ``alive``
             self._lifeline.write(pickle.dumps(sys.path) + pickle.dumps((self._folder, payload)))
             self._lifeline.flush()
+        self._end_fd = _end_fd(self._child.pid)
+        self._listening = zmq.Poller()
+        self._listening.register(self._from_engine, zmq.POLLIN)
+        if self._end_fd is not None:
+            self._listening.register(self._end_fd, zmq.POLLIN)
 
     @property
     def pid(self) -> int:
@@ -71,9 +79,12 @@ class EngineProcess:
         return True
 
     def receive(self, timeout: float) -> bytes | None:
-        if not self._from_engine.poll(int(timeout * 1000)):
+        """A message; None after ``timeout`` seconds, or as soon as the process has ended."""
+        self._listening.poll(int(timeout * 1000))
+        try:
+            return self._from_engine.recv(zmq.NOBLOCK)
+        except zmq.Again:
             return None
-        return self._from_engine.recv()
 
     def greet(self) -> bool:
         """After its first message: wait until both directions stand; the addresses are not needed any more then."""
@@ -84,8 +95,8 @@ class EngineProcess:
     def last_words(self) -> list[bytes]:
         """What a process that has ended still said."""
         words = []
-        while (raw := self.receive(FAREWELL_MS / 1000)) is not None:
-            words.append(raw)
+        while self._from_engine.poll(FAREWELL_MS):
+            words.append(self._from_engine.recv())
         return words
 
     def obituary(self) -> str:
@@ -100,8 +111,7 @@ class EngineProcess:
         """Ask, then cut the lifeline, then kill. Returns when the process is gone."""
         if self.alive and self.send(wire.Stop()) and self._gone(grace):
             return
-        with contextlib.suppress(OSError):
-            self._lifeline.close()
+        self._cut_lifeline()
         if not self._gone(LIFELINE_SECONDS):
             self._child.kill()
             self._child.wait()
@@ -113,16 +123,29 @@ class EngineProcess:
             return False
         return True
 
-    def release(self) -> None:
-        """Give back sockets, pipe and folder, once the process is gone and nobody receives."""
-        if hasattr(self, "_lifeline"):
+    def _cut_lifeline(self) -> None:
+        if self._lifeline is not None:
             with contextlib.suppress(OSError):
                 self._lifeline.close()
+
+    def release(self) -> None:
+        """Give back sockets, pipe and folder, once the process is gone and nobody receives."""
+        self._cut_lifeline()
         with self._send_lock:
             self._to_engine.close()
         self._from_engine.close()
+        if self._end_fd is not None:
+            os.close(self._end_fd)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _end_fd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends, where the system has such."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _private_folder() -> str:

@@ -3,8 +3,10 @@
 import asyncio
 import signal
 import sys
-import types
 
+import pytest
+
+import core.compose.build
 from core import launch
 from core.compose.plan import Choice, Plan
 from core.errors import ExitCode
@@ -46,17 +48,11 @@ def build(plan):
     return fake_engine.build(plan.settings["setup"])
 
 
-def install(monkeypatch_or_none, door):
+def install(monkeypatch, door):
     """Put the fakes where ``core.launch`` looks for the real ones."""
-    fake = types.ModuleType("core.compose.build")
-    fake.create_front_end = lambda plan: door
-    fake.build_engine = build
-    if monkeypatch_or_none is None:
-        sys.modules["core.compose.build"] = fake
-        launch.build_here = build
-    else:
-        monkeypatch_or_none.setitem(sys.modules, "core.compose.build", fake)
-        monkeypatch_or_none.setattr(launch, "build_here", build)
+    monkeypatch.setattr(core.compose.build, "create_front_end", lambda plan: door)
+    monkeypatch.setattr(core.compose.build, "build_engine", build)
+    monkeypatch.setattr(launch, "build_here", build)
 
 
 class Door(FrontEnd):
@@ -86,7 +82,7 @@ async def one_text(service):
 
 
 def main(how):
-    install(None, DeafDoor())
+    install(pytest.MonkeyPatch(), DeafDoor())
     code = launch.serve(plan(setup=fake_engine.Setup(build=how)))
     print(f"code {int(code)}", flush=True)
     sys.exit(code)
