@@ -91,7 +91,7 @@ KERNELS: dict[str, QuantizedKernel] = {}
 
 
 def place(
-    weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None, target: Target, embedding: Tensor | None
+    weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None, target: Target, embedding: Tensor | None = None
 ) -> TorchLinear:
     """``embedding``: the table of a tied model, when it is placed."""
     role = weight.name.role

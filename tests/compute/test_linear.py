@@ -1,0 +1,182 @@
+"""Placed weights: packing, tying, quantizing by the reference path, and what is said about each."""
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from core.compute.torch_backend import linear
+from core.compute.torch_backend.backend import TorchBackend
+from core.compute.torch_backend.linear import Target, TorchLinear
+from core.interfaces.model import LINEAR_ROLES, Weight, WeightName
+from core.testing.fakes import RowInt8
+from core.testing.inputs import random_weights, tiny_spec
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check(placed, matrix, dtype):
+    x = torch.randn(5, matrix.shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = x.double() @ torch.from_numpy(matrix.astype(np.float64)).to(dtype).double().T
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for rows in (1, 5):
+        assert torch.allclose(placed(x[:rows]).double(), expected[:rows], atol=tolerance * expected.abs().max())
+
+
+@pytest.fixture(params=["packed", "plain"])
+def packing(request, monkeypatch):
+    """With oneDNN's packing where this CPU has it, and as if it had not."""
+    if request.param == "plain":
+        monkeypatch.setattr(linear, "onednn_packs", lambda dtype: False)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("role", LINEAR_ROLES)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_role_in_every_dtype(packing, dtype, role, stored, transposed):
+    spec = tiny_spec(hidden=40, intermediate=72, tied_head=False)
+    weight = random_weights(spec)[WeightName(role, None if role == "head" else 0)]
+    kind = ml_dtypes.bfloat16 if stored == "bfloat16" else np.dtype(stored)
+    parts = tuple(part.astype(kind) for part in weight.parts)
+    if transposed:
+        parts = tuple(np.ascontiguousarray(part.T).T for part in parts)
+    for part in parts:
+        part.flags.writeable = False  # as a mapped file is
+    placed = linear.place(Weight(weight.name, parts), spec, None, Target(CPU, dtype))
+    assert (placed.role, placed.out_features, placed.in_features) == (role, *spec.shape(role))
+    assert placed.nbytes >= np.prod(spec.shape(role)) * dtype.itemsize
+    assert ("packed for oneDNN" in placed.format) == (packing == "packed" and linear.onednn_packs(dtype))
+    check(placed, np.concatenate(parts).astype(np.float32), dtype)
+
+
+def test_float32_and_bfloat16_are_packed_where_the_cpu_can():
+    assert linear.onednn_packs(torch.float32)
+    assert linear.onednn_packs(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_packing_that_is_missing_or_wrong_is_not_used(monkeypatch):
+    linear.onednn_packs.cache_clear()
+    monkeypatch.setattr(linear.PackedLinear, "__call__", lambda self, x: x @ torch.ones(80, 48, dtype=x.dtype))
+    assert not linear.onednn_packs(torch.float32)
+    linear.onednn_packs.cache_clear()
+    monkeypatch.setattr(linear.PackedLinear, "__init__", lambda *args: torch.ops.mkldnn.no_such_operation())
+    assert not linear.onednn_packs(torch.float32)
+    linear.onednn_packs.cache_clear()
+
+
+def test_eight_bit_floats_are_read():
+    spec = tiny_spec()
+    name = WeightName("o", 0)
+    stored = random_weights(spec)[name].parts[0].astype(ml_dtypes.float8_e4m3fn)
+    check(
+        linear.place(Weight(name, (stored,)), spec, None, Target(CPU, torch.float32)), stored.astype(np.float32), torch.float32
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_tied_head_is_the_embedding(packing, dtype):
+    spec = tiny_spec()
+    backend = TorchBackend("cpu", dtype, threads=1)
+    weights = random_weights(spec)
+    table = backend.place(weights[WeightName("embed")], spec, None)
+    head = backend.place(weights[WeightName("head")], spec, None)
+    check(head, weights[WeightName("embed")].parts[0], table.dtype)
+    if packing == "packed" and linear.onednn_packs(table.dtype):
+        assert head.format == f"{dtype} packed for oneDNN, beside the embedding it is tied to"
+        assert head.nbytes >= table.nbytes
+    else:
+        assert head.format == f"{dtype}, the embedding it is tied to"
+        assert head.nbytes == 0, "its memory is the embedding's"
+
+
+def test_a_head_of_its_own_is_not_the_embedding():
+    spec = tiny_spec(tied_head=False)
+    backend = TorchBackend("cpu", "float32", threads=1)
+    weights = random_weights(spec)
+    backend.place(weights[WeightName("embed")], spec, None)
+    head = backend.place(weights[WeightName("head")], spec, None)
+    check(head, weights[WeightName("head")].parts[0], torch.float32)
+
+
+class CountedInt8(RowInt8):
+    """Remembers how many values it was given at a time."""
+
+    def __init__(self, *roles):
+        super().__init__(frozenset(roles))
+        self.given = []
+
+    def pack(self, weight):
+        assert weight.dtype == np.float32
+        assert weight.flags.c_contiguous
+        self.given.append(weight.size)
+        return super().pack(weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("role", LINEAR_ROLES)
+def test_a_layout_without_a_kernel_is_held_unpacked_and_says_so(packing, monkeypatch, dtype, role):
+    spec = tiny_spec()
+    weight = random_weights(spec)[WeightName(role, None if role == "head" else 0)]
+    quantizer = CountedInt8(role)
+    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 5 * spec.shape(role)[1])
+    embedding = torch.zeros(spec.shape("embed"), dtype=dtype)  # a quantized head is packed from its own parts
+    placed = linear.place(weight, spec, quantizer, Target(CPU, dtype), embedding)
+    assert max(quantizer.given) <= 5 * spec.shape(role)[1]
+    assert sum(quantizer.given) == np.prod(spec.shape(role))
+    assert placed.format.startswith(f"fake_int8 held as {str(dtype).removeprefix('torch.')}")
+    assert placed.nbytes >= np.prod(spec.shape(role)) * dtype.itemsize
+    check(placed, quantizer.unpack(quantizer.pack(np.concatenate(weight.parts))), dtype)
+
+
+def test_a_role_the_quantizer_leaves_alone_is_not_touched():
+    spec = tiny_spec()
+    weight = random_weights(spec)[WeightName("down", 0)]
+    quantizer = CountedInt8("o")
+    placed = linear.place(weight, spec, quantizer, Target(CPU, torch.float32))
+    assert not quantizer.given
+    check(placed, weight.parts[0], torch.float32)
+
+
+class Int8Linear(TorchLinear):
+    """What a kernel for a layout looks like."""
+
+    def __init__(self, role, packed, target):
+        super().__init__(role, packed.shape, packed.nbytes, "int8, a row at a time")
+        self.codes, self.scale = (torch.from_numpy(packed.arrays[key]) for key in ("codes", "scale"))
+
+    def __call__(self, x):
+        return torch.nn.functional.linear(x, self.codes.to(x.dtype)) * self.scale
+
+
+def test_a_kernel_for_the_layout_is_used(monkeypatch):
+    monkeypatch.setitem(linear.KERNELS, "fake_int8_row", Int8Linear)
+    spec = tiny_spec()
+    weight = random_weights(spec)[WeightName("qkv", 0)]
+    quantizer = RowInt8()
+    placed = linear.place(weight, spec, quantizer, Target(CPU, torch.float32))
+    packed = quantizer.pack(np.concatenate(weight.parts))
+    assert placed.format == "int8, a row at a time"
+    assert placed.nbytes == packed.nbytes < np.prod(spec.shape("qkv")) * 2
+    check(placed, quantizer.unpack(packed), torch.float32)
+
+
+def test_a_kernel_that_this_device_lacks_leaves_the_reference(monkeypatch):
+    monkeypatch.setitem(linear.KERNELS, "fake_int8_row", lambda role, packed, target: None)
+    spec = tiny_spec()
+    placed = linear.place(random_weights(spec)[WeightName("o", 0)], spec, RowInt8(), Target(CPU, torch.float32))
+    assert placed.format.startswith("fake_int8 held as float32")
+
+
+def test_norms_keep_their_epsilon():
+    """Two models on one backend, with their own."""
+    backend = TorchBackend("cpu", "float32", threads=1)
+    weight = Weight(WeightName("norm", None, "final"), (np.ones(32, np.float32),))
+    small, large = (backend.place(weight, replace(tiny_spec(), norm_eps=eps), None) for eps in (1e-6, 1.0))
+    x = torch.full((1, 32), 2.0)
+    assert torch.allclose(small(x), torch.ones(1, 32))
+    assert torch.allclose(large(x), torch.full((1, 32), 2 / 5**0.5))
