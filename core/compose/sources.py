@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from core.compose.config_file import ConfigFile, read_config_file
-from core.compose.settings import PREFIX, CoreSettings
+from core.compose.readers import LEVELS, FirstPass, first_pass, plugin_names, unknown_key
+from core.compose.settings import CoreSettings
 from core.compose.vocabulary import ALSO_PLUGIN, Key, Said, Vocabulary
 from core.errors import Problem, UserError
-from core.plugin_manager import Plugin, PluginManager
-from core.suggest import did_you_mean, nearest
+from core.plugin_manager import PluginManager
+from core.suggest import did_you_mean
 
-ACTIONS = ("--help", "--version", "--list-plugins", "--explain", "--dump-config", "--trace-plugins")
-"""What a command line may ask for beside settings; ``core.serve`` does it."""
-OTHER_VARIABLES = frozenset({f"{PREFIX}CONFIG", f"{PREFIX}DEVICE_PROBE"})
+__all__ = ["Configuration", "FirstPass", "first_pass", "read", "refuse_with", "validated"]
+
 LISTS = ("plugins", "without")
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """What must be known before plugins are loaded, because they bring flags of their own."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    overrides: Mapping[str, Any]
-    actions: frozenset[str]
-    file: ConfigFile | None
-    without: tuple[str, ...]
-
-    def discover(self, trace: Callable[[str], None] | None = None) -> PluginManager:
-        return PluginManager.discover(self.without, trace=trace)
 
 
 @dataclass
@@ -70,49 +52,6 @@ class Configuration:
         return values, problems
 
 
-def first_pass(
-    argv: Sequence[str] = (), env: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
-) -> FirstPass:
-    """Read by hand what must be known first: --config, --without, and what is to be done.
-
-    :raises UserError: when the config file cannot be read.
-    """
-    env = os.environ if env is None else env
-    overrides = overrides or {}
-    tokens = tuple(normalized(token) for token in argv)
-    actions = {"--help" if token == "-h" else token for token in tokens} & set(ACTIONS)
-    path, origin = env.get(f"{PREFIX}CONFIG") or None, f"${PREFIX}CONFIG"
-    if flags := _values_of("--config", tokens):
-        path, origin = flags[-1], "--config"
-    if overrides.get("config"):
-        path, origin = str(overrides["config"]), "LLM(config=...)"
-    file = read_config_file(path, origin) if path and not actions & {"--version"} else None
-    without: Any = overrides.get("without") or _values_of("--without", tokens) or env.get(f"{PREFIX}WITHOUT")
-    if without is None or without == []:
-        without = file.values.get("without", ()) if file else ()
-    return FirstPass(tokens, env, overrides, frozenset(actions), file, tuple(plugin_names(without)))
-
-
-def plugin_names(value: Any) -> list[str]:
-    """ "a,b" or ["a", "b,c"] as a list of names; my-plugin is my_plugin."""
-    parts = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else ()
-    return [name.strip().replace("-", "_") for part in parts for name in str(part).split(",") if name.strip()]
-
-
-def normalized(token: str) -> str:
-    """``--a_b=x`` as ``--a-b=x``."""
-    if not token.startswith("--"):
-        return token
-    name, equals, value = token.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _values_of(flag: str, tokens: Sequence[str]) -> list[str]:
-    found = [token.partition("=")[2] for token in tokens if token.startswith(f"{flag}=")]
-    found += [after for token, after in pairwise(tokens) if token == flag and not after.startswith("--")]
-    return found
-
-
 def read(first: FirstPass, manager: PluginManager) -> Configuration:
     """Everything that was said, merged and, for the core's settings, validated. Nothing raises: see ``problems``."""
     vocabulary = Vocabulary(manager)
@@ -120,8 +59,7 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     given: dict[Key, Said] = {}
     refused: list[Said] = []
     features: dict[str, str] = {}
-    levels = (_said_in_file, _said_in_environment, _said_in_flags, _said_in_call)
-    for level in levels:
+    for level in LEVELS:
         said: dict[Key, Said] = {}
         for each in level(first, vocabulary):
             if isinstance(each, Problem):
@@ -150,7 +88,7 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
             given[(name,)] = Said((name,), plugin_names(said_list.value), said_list.origin)
     strangers = [said for key, said in given.items() if key not in vocabulary.settings]
     for said_of_stranger in strangers:
-        problems.append(_unknown_key(said_of_stranger, vocabulary))
+        problems.append(unknown_key(said_of_stranger, vocabulary))
         del given[said_of_stranger.key]
     core = {key[0]: said for key, said in given.items() if len(key) == 1}
     settings, mistakes = validated(CoreSettings, core)
@@ -204,154 +142,6 @@ def _contradiction(one: Said, other: Said) -> Problem:
         f"{one.origin}, {other.origin}",
         (f"drop {one.origin} or {other.origin}",),
     )
-
-
-def _unknown_key(said: Said, vocabulary: Vocabulary) -> Problem:
-    """A key no model has: of the core, of a plugin that has other settings, or of a plugin that is not there."""
-    manager = vocabulary.manager
-    if len(said.key) == 2:
-        name, key = said.key
-        plugin = manager.get(name)
-        if plugin is not None:
-            return _not_its_setting(plugin, key, said.origin, vocabulary)
-        near = did_you_mean(name, (each.name for each in manager.plugins))
-        return Problem(
-            f"there is no plugin {name!r} to give {key!r} to{near}", said.origin, ("--list-plugins shows what is installed",)
-        )
-    key = said.key[0]
-    known_keys = [each[0] for each in vocabulary.settings if len(each) == 1] + [each.name for each in manager.plugins]
-    return Problem(f"there is no setting {key!r}{did_you_mean(key, known_keys)}", said.origin, ("--help lists every setting",))
-
-
-def _not_its_setting(plugin: Plugin, key: str, origin: str, vocabulary: Vocabulary) -> Problem:
-    if plugin.state != "loaded":
-        return vocabulary.manager.named(plugin.name, origin)[0]
-    fields = vocabulary.fields(plugin.name)
-    if not fields:
-        return Problem(f"plugin {plugin.name} has no settings", origin, ("drop it",))
-    what = f"plugin {plugin.name} has no setting {key!r}{did_you_mean(key, fields)}"
-    return Problem(what, origin, (f"its settings: {', '.join(fields)}",))
-
-
-# --- the sources, lowest first ------------------------------------------------------------------------------------------
-
-
-def _said_in_file(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
-    if first.file is not None:
-        for name, value in first.file.values.items():
-            yield from _said_by_name(name, value, vocabulary, first.file.origin)
-
-
-def _said_by_name(name: str, value: Any, vocabulary: Vocabulary, origin: Callable[[Key], str]) -> Iterable[Said | Problem]:
-    """A core setting, a plugin's table, or any flag's name with underscores."""
-    if (name,) in vocabulary.settings:
-        yield Said((name,), value, origin((name,)))
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield Said((name, str(key)), inner, origin((name, str(key))))
-        if not value and vocabulary.manager.get(name) is None:
-            yield _unknown_key(Said((name,), value, origin((name,))), vocabulary)
-    else:
-        flag = f"--{name.replace('_', '-')}"
-        word, value = vocabulary.spelled(name, value)
-        if word is not None:
-            said = word.say(value, origin((name,)))
-            if said is not None:
-                yield said
-        elif flag not in vocabulary.belongs:
-            yield Said((name,), value, origin((name,)))
-        elif value is not False:
-            yield vocabulary.unknown(flag, origin((name,)))
-
-
-def _said_in_environment(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
-    ours = {name: value for name, value in first.env.items() if name.upper().startswith(PREFIX) and value != ""}
-    ours = {name: value for name, value in ours.items() if name.upper() not in OTHER_VARIABLES}
-    if ours:
-        yield from _said_in_our_variables(ours, vocabulary)
-    for name, word in vocabulary.words.items():
-        if not name.startswith("-") and first.env.get(name):
-            said = word.say(first.env[name], f"${name}")
-            if said is not None:
-                yield said
-    for name in vocabulary.belongs:
-        if not name.startswith("-") and name not in vocabulary.words and first.env.get(name):
-            yield vocabulary.unknown(name, f"${name}")
-
-
-def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> Iterable[Said | Problem]:
-    from core.compose.environment import read_environment  # pydantic-settings takes longer to import than --help may take
-
-    variables = {name.upper(): name for name in ours}
-    sections = {plugin.name: plugin.section for plugin in vocabulary.manager.plugins if plugin.section is not None}
-    for key, value in read_environment(CoreSettings, sections, ours).items():
-        exact = PREFIX + "__".join(key).upper()
-        name = variables.get(exact) or variables[PREFIX + key[0].upper()]
-        setting = vocabulary.settings.get(key)
-        yield Said(key, setting.decode(value) if setting and isinstance(value, str) else value, f"${name}")
-    for upper, name in variables.items():
-        head, nested, tail = upper[len(PREFIX) :].lower().partition("__")
-        if head in sections and (nested or ours[name].lstrip().startswith("{")):
-            continue
-        if head in sections:
-            yield Problem(
-                f"plugin {head} has a table of settings, not the value {ours[name]!r}", f"${name}", (f"set ${name}__SETTING",)
-            )
-        elif nested:
-            yield _unknown_key(Said((head, tail), ours[name], f"${name}"), vocabulary)
-        elif head not in CoreSettings.model_fields:
-            plugin = vocabulary.manager.get(head)
-            if plugin is not None:
-                yield _not_its_setting(plugin, "", f"${name}", vocabulary)
-            else:
-                near = nearest(head, CoreSettings.model_fields)
-                hint = f"; did you mean {PREFIX}{near.upper()}?" if near else ""
-                yield Problem(f"there is no setting {head!r}{hint}", f"${name}", ("unset it, or see --help for every setting",))
-
-
-def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
-    tokens = list(first.argv)
-    lists: dict[Key, Said] = {}
-    while tokens:
-        token = tokens.pop(0)
-        name, equals, inline = token.partition("=") if token.startswith("--") else (token, "", "")
-        value = inline if equals else None
-        if token in ACTIONS or token == "-h":
-            continue
-        word = vocabulary.find(name) if name.startswith("-") else None
-        takes_value = name == "--config" or (word is not None and word.takes_value)
-        if takes_value and value is None:
-            if not tokens or tokens[0].startswith("--"):
-                yield Problem(f"{name} needs a value", "", (f"{name} VALUE",))
-                continue
-            value = tokens.pop(0)
-        if name == "--config":
-            continue
-        if word is None:
-            yield from _no_flag(name, vocabulary)
-            if name.startswith("-") and value is None and tokens and not tokens[0].startswith("-"):
-                tokens.pop(0)  # most likely its value; a second complaint would not help
-            continue
-        said = word.say(value, name)
-        if isinstance(said, Said) and word.setting is not None and word.setting.is_list and isinstance(said.value, list):
-            before = lists.get(said.key)
-            lists[said.key] = Said(said.key, [*(before.value if before else ()), *said.value], name)
-        elif said is not None:
-            yield said
-    yield from lists.values()
-
-
-def _no_flag(name: str, vocabulary: Vocabulary) -> Iterable[Problem]:
-    if name.startswith("-"):
-        yield vocabulary.unknown(name, name)
-    else:
-        yield Problem(f"{name!r} is no flag", "", (f"if it is the model: --model {name}",))
-
-
-def _said_in_call(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
-    for name, value in first.overrides.items():
-        if name != "config" and value is not None:
-            yield from _said_by_name(name, value, vocabulary, lambda key: f"LLM({key[0]}=...)")
 
 
 def refuse_with(problems: Sequence[Problem]) -> None:

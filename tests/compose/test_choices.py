@@ -6,8 +6,8 @@ import pytest
 from core.compose import compose
 from core.compose.composition import attempt
 from core.compose.probe import DeviceProbe
+from core.compose.readers import first_pass
 from core.compose.report import dump_text, explain_text, help_text, list_text
-from core.compose.sources import first_pass
 from core.errors import UserError
 from core.offers import CheckpointFormatOffer, ModelOffer, SchedulerOffer
 from tests.compose.fakes import CPU, CUDA, GIB, Gpu, Point, create, manager, plugin, quantizer, sampler

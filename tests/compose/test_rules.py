@@ -5,8 +5,8 @@ from core.compose.composition import attempt
 from core.compose.core_rules import CORE_RULES
 from core.compose.facts import CORE_FACTS, Facts
 from core.compose.probe import DeviceProbe, Gpu
+from core.compose.readers import first_pass
 from core.compose.rules import facts_of, judge
-from core.compose.sources import first_pass
 from core.errors import UserError
 from core.interfaces.rules import Condition, Fact, FactRef, Remedy, Rule
 from core.offers import FrontEndOffer, GraphBackendOffer, RulesOffer

@@ -1,0 +1,103 @@
+"""Finding the model before any weight is read: where it lies, which format reads it, which family it is of, its shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.compose.automatic import Resolved
+from core.compose.choose import Selection
+from core.compose.sources import Configuration
+from core.errors import Problem, UserError
+from core.interfaces.model import DecoderSpec, ModelFolder
+from core.offers import CheckpointFormatOffer, ModelOffer
+from core.plugin_manager import Offered, PluginManager
+from core.suggest import did_you_mean
+
+
+@dataclass
+class Found:
+    """The model, before any weight is read."""
+
+    folder: ModelFolder
+    config: Mapping[str, Any]
+    architecture: str
+    spec: DecoderSpec
+    family: Offered
+    format: Offered
+
+
+def find_model(configuration: Configuration, selection: Selection, resolved: Resolved) -> Found:
+    """:raises UserError: when there is no such model, or nobody chosen can run it."""
+    from core.models.loading import read_config
+    from core.models.sources import resolve
+
+    manager = configuration.vocabulary.manager
+    offered_formats = {
+        each.name: each for each in manager.offers(CheckpointFormatOffer.kind) if each.plugin in selection.format_plugins
+    }
+    formats = {
+        name: each.offer.create() for name, each in offered_formats.items() if isinstance(each.offer, CheckpointFormatOffer)
+    }
+    folder = resolve(resolved.settings["model"], resolved.settings, formats)
+    config = read_config(folder, formats)
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    family = _family(architectures, manager, selection)
+    if not isinstance(family.offer, ModelOffer):
+        raise TypeError(f"{family.name} is no model")
+    spec = family.offer.family().spec(config)
+    architecture = next(name for name in architectures if name in family.offer.architectures)
+    return Found(folder, config, architecture, spec, family, offered_formats[folder.format])
+
+
+def _family(architectures: list[str], manager: PluginManager, selection: Selection) -> Offered:
+    """The chosen family that answers to the checkpoint; one whose plugin was named goes before one that is always there."""
+    answering = [
+        each
+        for each in manager.offers(ModelOffer.kind)
+        if isinstance(each.offer, ModelOffer) and set(each.offer.architectures) & set(architectures)
+    ]
+    chosen = [each for each in answering if each.plugin in selection.model_plugins]
+    named = [each for each in chosen if each.plugin in selection.named]
+    best = named or chosen
+    title = " or ".join(architectures) or "unnamed"
+    if len(best) == 1:
+        return best[0]
+    if best:
+        raise UserError.of(
+            f"{len(best)} plugins answer to the architecture {title}: {', '.join(each.plugin for each in best)}",
+            "model",
+            *(f"leave one out: --without {each.plugin}" for each in best),
+        )
+    if answering:
+        plugins = ", ".join(dict.fromkeys(each.plugin for each in answering))
+        raise UserError.of(f"the architecture {title} needs the plugin {plugins}", "model", f"add it: --plugins {plugins}")
+    known = sorted(
+        {
+            name
+            for each in manager.offers(ModelOffer.kind)
+            if isinstance(each.offer, ModelOffer)
+            for name in each.offer.architectures
+        }
+    )
+    near = did_you_mean(architectures[0], known) if architectures else ""
+    raise UserError.of(
+        f"no installed plugin knows the architecture {title}{near}",
+        "model",
+        f"choose a model of one of these: {', '.join(known) or 'none is installed'}",
+    )
+
+
+def is_here(model: str) -> bool:
+    return model.startswith("random:") or Path(model).expanduser().exists()
+
+
+def by_origin(problem: Problem, configuration: Configuration) -> Problem:
+    """Whoever looks for a model does not know where the setting was set; this step does."""
+    if (problem.where,) not in configuration.vocabulary.settings:
+        return problem
+    origin = configuration.origin(problem.where)
+    return dataclasses.replace(problem, where=origin if origin != "default" else f"default of {problem.where}")

@@ -1,0 +1,204 @@
+"""Gathering what is judged: the facts of settings, machine, choices and model, and the rules of everyone in the composition."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from core.compose.automatic import SHORTEST, Resolved, budget_bytes, fitting_length
+from core.compose.choose import Selection, splitting_schedulers
+from core.compose.core_rules import CORE_RULES
+from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts
+from core.compose.find_model import Found
+from core.compose.probe import DeviceProbe
+from core.compose.rules import undeclared
+from core.compose.settings import KIND_SETTINGS
+from core.compose.sources import Configuration
+from core.errors import Problem
+from core.interfaces.rules import Fact, Rule
+from core.offers import RulesOffer
+from core.plugin_manager import Offered, PluginManager
+
+
+def gather_facts(
+    configuration: Configuration, selection: Selection, resolved: Resolved, probe: DeviceProbe, found: Found | None
+) -> tuple[Facts, list[Problem]]:
+    manager = configuration.vocabulary.manager
+    settings = resolved.settings
+    values: dict[str, Any] = {f"settings.{name}": value for name, value in settings.items()}
+    values |= device_facts(settings["device"], probe)
+    values |= _selection_facts(configuration, selection, found)
+    schema = list(CORE_FACTS)
+    for plugin in manager.plugins:
+        if plugin.section is not None:
+            schema += settings_facts(plugin.section, f"settings.{plugin.name}.")
+            if plugin.name in selection.plugins:
+                section, _ = configuration.section(plugin.name)
+                values |= {f"settings.{plugin.name}.{name}": value for name, value in section.items()}
+    if found is not None:
+        values |= model_facts(found.folder.name, found.architecture, found.folder.format, found.spec)
+        values |= _size_facts(selection, resolved, probe)
+    problems = []
+    for offered in selection.rules:
+        if isinstance(offered.offer, RulesOffer):
+            schema += offered.offer.facts
+            more, mistake = _derived(offered, offered.offer, values, schema)
+            values |= more
+            problems += mistake
+    return Facts(values, schema, origins_of(configuration, selection, resolved)), problems
+
+
+def _derived(
+    offered: Offered, offer: RulesOffer, values: Mapping[str, Any], schema: Iterable[Fact]
+) -> tuple[dict[str, Any], list[Problem]]:
+    complete = Facts(values, schema)
+    try:
+        derived = dict(offer.derive(complete))
+    except Exception as error:
+        return {}, [
+            Problem(
+                f"plugin {offered.plugin} of {offered.provenance} cannot compute its facts: {type(error).__name__}: {error}"
+            )
+        ]
+    strange = sorted(set(derived) - {fact.name for fact in offer.facts})
+    if strange:
+        return {}, [
+            Problem(f"plugin {offered.plugin} of {offered.provenance} computes facts it did not declare: {', '.join(strange)}")
+        ]
+    return derived, []
+
+
+def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None) -> dict[str, Any]:
+    backend, sampler = selection.offer("compute_backend"), selection.offer("sampler")
+    graph, quantizer, scheduler = selection.offer("graph_backend"), selection.offer("quantizer"), selection.offer("scheduler")
+    manager = configuration.vocabulary.manager
+    framework = getattr(backend, "framework", None)
+    splitting = splitting_schedulers(manager)
+    unloaded = _unloaded(configuration, selection)
+    values: dict[str, Any] = {f"chosen.{kind}": offered.name for kind, offered in selection.offers.items()}
+    values["chosen.model"] = found.family.name if found else None
+    values["chosen.checkpoint_format"] = found.format.name if found else None
+    values["chosen.rules"] = ", ".join(offered.name for offered in selection.rules) or None
+    for kind, names in selection.candidates.items():
+        values |= {
+            f"named.{kind}": names,
+            f"named.{kind}.count": len(names),
+            f"named.{kind}.first": names[0] if names else None,
+        }
+    return values | {
+        "plugins": selection.plugins,
+        "plugins.named": selection.named,
+        "plugins.repeated": selection.repeated,
+        "sections.unloaded": unloaded,
+        "compute.framework": framework,
+        "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not _is_importable(name)),
+        "sampler.frameworks": tuple(sorted(sampler.frameworks)) if sampler else None,
+        "sampler.fitting": _fitting(manager, "sampler", framework),
+        "graph_backend.frameworks": tuple(sorted(graph.frameworks)) or None if graph else None,
+        "graph_backend.fitting": _fitting(manager, "graph_backend", framework),
+        "quantizer.bits": float(quantizer.bits) if quantizer else None,
+        "scheduler.splits_prompts": scheduler.splits_prompts if scheduler else None,
+        "scheduler.splitting": splitting[0].name if splitting else None,
+    }
+
+
+def _fitting(manager: PluginManager, kind: str, framework: str | None) -> str | None:
+    if framework is None:
+        return None
+    for offered in manager.offers(kind):
+        frameworks: frozenset[str] = getattr(offered.offer, "frameworks", frozenset())
+        if framework in frameworks or (kind == "graph_backend" and not frameworks):
+            return offered.name
+    return None
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _unloaded(configuration: Configuration, selection: Selection) -> tuple[str, ...]:
+    chosen = set(selection.plugins)
+    return tuple(name for name in configuration.tables if name not in chosen)
+
+
+def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) -> dict[str, Any]:
+    settings, memory = resolved.settings, resolved.memory
+    assert memory is not None
+    length, step = settings["max_model_len"], settings["max_num_batched_tokens"]
+    pages = resolved.num_pages
+    fitting_pages = memory.fitting_pages(step) if memory.budget is not None else None
+    fitting = fitting_length(resolved, selection, memory, length) if memory.budget is not None else None
+    capacity = None if pages is None else pages * memory.page_size
+    activation = memory.activation(step)
+    return {
+        "compute.dtype": settings["dtype"],
+        "kv.page_size": memory.page_size,
+        "kv.num_pages": pages,
+        "kv.pages_per_request": memory.pages_for(length),
+        "kv.capacity_tokens": capacity,
+        "kv.capacity_model_len": capacity if capacity is not None and capacity >= SHORTEST else None,
+        "memory.weights_bytes": memory.weights,
+        "memory.activation_bytes": activation,
+        "memory.kv_page_bytes": memory.page,
+        "memory.kv_bytes": None if pages is None else pages * memory.page,
+        "memory.budget_bytes": budget_bytes(settings, probe),
+        "memory.one_request_bytes": memory.one_request(length, step),
+        "memory.total_bytes": None if pages is None else memory.weights + activation + pages * memory.page,
+        "memory.smaller_dtype": "bfloat16" if settings["dtype"] == "float32" else None,
+        "memory.fitting_pages": fitting_pages or None,
+        "memory.fitting_model_len": fitting or None,
+        "limits.max_batched_tokens": length * settings["max_num_seqs"],
+    }
+
+
+def gather_rules(selection: Selection, found: Found | None, facts: Facts) -> tuple[list[Rule], list[Problem]]:
+    """The core's rules and those of every offer in use; a rule nobody can judge is its plugin's mistake."""
+    rules = {rule.id: (rule, "core") for rule in CORE_RULES}
+    problems: list[Problem] = []
+    offered_ones = [*selection.offers.values(), *selection.rules]
+    if found is not None:
+        offered_ones += [found.family, found.format]
+    for offered in offered_ones:
+        for rule in offered.offer.rules:
+            other, owner = rules.setdefault(rule.id, (rule, offered.plugin))
+            if other != rule:
+                problems.append(Problem(f"plugins {owner} and {offered.plugin} have different rules with the id {rule.id}"))
+            mistakes = undeclared(rule, facts)
+            problems += [
+                dataclasses.replace(mistake, what=f"plugin {offered.plugin} of {offered.provenance}: {mistake.what}")
+                for mistake in mistakes
+            ]
+            if mistakes:
+                rules.pop(rule.id)
+    return [rule for rule, _ in rules.values()], problems
+
+
+def origins_of(configuration: Configuration, selection: Selection, resolved: Resolved) -> dict[str, str]:
+    origins = {name: configuration.origin(name) for name in configuration.settings}
+    origins |= {
+        kind_setting: selection.origins[kind] for kind, kind_setting in KIND_SETTINGS.items() if kind in selection.origins
+    }
+    origins |= {
+        f"chosen.{kind}": selection.origins[kind]
+        for kind in KIND_SETTINGS
+        if selection.origins.get(kind, "default") != "default"
+    }
+    origins |= resolved.origins
+    for plugin in configuration.vocabulary.manager.plugins:
+        for name in configuration.vocabulary.fields(plugin.name):
+            origins[f"{plugin.name}.{name}"] = configuration.origin(plugin.name, name)
+    unloaded = _unloaded(configuration, selection)
+    said = [said.origin for name in unloaded for said in configuration.table(name).values()]
+    if said:
+        origins["sections.unloaded"] = ", ".join(dict.fromkeys(said))
+    for kind, names in selection.candidates.items():
+        if len(names) > 1:
+            origins[f"named.{kind}.count"] = ", ".join(
+                dict.fromkeys(selection.origins[each] for each in selection.named if each in selection.origins)
+            )
+    return origins

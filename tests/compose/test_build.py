@@ -1,0 +1,101 @@
+"""From a plan to live objects, with the real plugins and a model small enough to build in a second."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from core.compose import compose
+from core.compose.build import build_engine, checkpoint_formats, count_pages, create_front_end
+from core.errors import UserError
+from core.interfaces.frontend import FrontEnd
+from core.interfaces.request import Request, SamplingParams
+from tests.compose.fakes import CPU, CUDA, GIB
+
+TINY = ["--model", "random:tiny", "--threads", "1", "--max-num-seqs", "4", "--max-model-len", "128"]
+
+
+def generated(engine, prompts, length):
+    for number, prompt in enumerate(prompts):
+        params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
+        engine.add(Request(request_id=str(number), prompt_token_ids=prompt, params=params))
+    tokens = {str(number): [] for number in range(len(prompts))}
+    while engine.has_work:
+        for event in engine.step():
+            assert event.error == ""
+            tokens[event.request_id] += event.token_ids
+    return list(tokens.values())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--num-gpu-blocks-override", "6", "--block-size", "32"],
+        ["--enable-chunked-prefill", "--max-num-batched-tokens", "8"],
+    ],
+)
+def test_the_engine_of_a_plan_generates_the_same_whatever_its_pages_and_steps(argv):
+    plan = compose([*TINY, "--dtype", "float32", *argv], env={}, probe=CPU)
+    engine = build_engine(plan)
+    try:
+        assert engine.config.num_pages == plan.facts["kv.num_pages"]
+        assert engine.config.page_size == plan.settings["block_size"]
+        prompts = [[5, 6, 7], list(range(10, 40)), [9]]
+        assert generated(engine, prompts, 6) == reference()
+        stats = engine.stats()
+        assert stats.pages_free == stats.pages_total == plan.facts["kv.num_pages"]
+    finally:
+        engine.close()
+
+
+def reference(found=[]):  # noqa: B006 - computed once for all cases
+    if not found:
+        engine = build_engine(compose([*TINY, "--dtype", "float32", "--block-size", "16"], env={}, probe=CPU))
+        found.append(generated(engine, [[5, 6, 7], list(range(10, 40)), [9]], 6))
+        engine.close()
+        assert [len(tokens) for tokens in found[0]] == [6, 6, 6]
+    return found[0]
+
+
+def test_the_seed_of_the_settings_is_that_of_random_weights():
+    first, second = (
+        generated(build_engine(compose([*TINY, "--seed", seed], env={}, probe=CPU)), [[5, 6, 7]], 8) for seed in ("1", "2")
+    )
+    assert first != second
+
+
+def test_the_front_end_gets_its_own_settings():
+    front_end = create_front_end(compose([*TINY, "--port", "0"], env={}, probe=CPU))
+    assert isinstance(front_end, FrontEnd)
+
+
+def test_a_plan_knows_the_format_that_reads_its_model():
+    assert list(checkpoint_formats(compose(TINY, env={}, probe=CPU))) == ["random"]
+
+
+def backend_with(free, total):
+    return SimpleNamespace(memory=lambda: (free, total))
+
+
+def test_on_cuda_the_pages_are_what_the_loaded_weights_leave():
+    plan = compose(["--model", "random:tiny"], env={}, probe=CUDA)
+    pages = count_pages(plan, backend_with(70 * GIB, 80 * GIB))
+    left = int(80 * GIB * 0.9) - 10 * GIB - plan.facts["memory.activation_bytes"]
+    assert pages == left // plan.facts["memory.kv_page_bytes"]
+
+
+def test_on_cuda_a_given_number_of_pages_is_kept():
+    plan = compose(["--model", "random:tiny", "--num-gpu-blocks-override", "77"], env={}, probe=CUDA)
+    assert count_pages(plan, backend_with(0, 0)) == 77
+
+
+def test_on_cuda_too_little_memory_after_loading_is_said_with_what_to_lower():
+    plan = compose(["--model", "random:tiny", "--gpu-memory-utilization", "0.5"], env={}, probe=CUDA)
+    with pytest.raises(UserError) as error:
+        count_pages(plan, backend_with(40 * GIB + (13 << 20), 80 * GIB))
+    assert str(error.value) == (
+        "after loading, 0.25 MiB are left for KV pages, and one request of max_model_len 2048 needs 1.00 MiB\n"
+        "  set by: --gpu-memory-utilization\n"
+        "  remedy: raise --gpu-memory-utilization\n"
+        "  remedy: lower --max-model-len, --max-num-batched-tokens or --max-num-seqs"
+    )
