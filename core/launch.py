@@ -73,6 +73,8 @@ def open_local(plan: Plan) -> LocalService:
 
     :raises UserError: as ``serve`` does.
     """
+    for warning in plan.warnings:
+        log.warning("%s", warning)
     plan = _fetched(plan)
     from core.compose.build import build_engine
 

@@ -1,6 +1,7 @@
 """A plan served: engine process, front end, exit codes, signals."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -112,9 +113,10 @@ def test_signals_that_no_front_end_hears_end_the_launch_in_order(build, word, nu
     assert "Traceback" not in errors
 
 
-def test_the_engine_in_this_process(monkeypatch):
+def test_the_engine_in_this_process(monkeypatch, caplog):
     fake_launch.install(monkeypatch, None)
-    local = launch.open_local(plan())
+    local = launch.open_local(dataclasses.replace(plan(), warnings=(Problem("that is slow", "dtype"),)))
+    assert caplog.messages == ["that is slow\n  set by: dtype"]
     try:
         [[part]] = local.generate([(local.tokenizer.encode("A", add_special_tokens=False), SamplingParams(max_tokens=3))])
         assert part.text == "BCD"
