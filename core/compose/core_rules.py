@@ -12,7 +12,7 @@ def _one_of_a_kind() -> Iterator[Rule]:
     for kind, setting in KIND_SETTINGS.items():
         title = kind.replace("_", " ")
         yield Rule(
-            id=f"two-{kind.replace('_', '-')}s",
+            id=f"two-{kind.replace('_', '-')}s".replace("ys", "ies"),
             when=(Condition(f"named.{kind}.count", ">", 1),),
             reason=f"one {title} can be used, and the named plugins offer {{named.{kind}.count}}: {{named.{kind}}}",
             remedies=(
