@@ -24,8 +24,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from core.errors import RequestError, UserError
 from core.interfaces.frontend import ChatTemplate, Tokenizer
 from core.interfaces.model import ModelFolder
+from core.models.gguf_file import GgufFile
 from core.text.files import gguf_file, is_ernie, read_json
-from core.text.gguf_metadata import read_metadata
 
 MAX_LOOP_ROUNDS = 200_000
 MAX_CHARACTERS = 8_000_000
@@ -239,6 +239,6 @@ def _own(folder: ModelFolder) -> tuple[dict[str, str], str] | None:
                 stated = {"default": stated}
             if stated:
                 return stated, str(folder.path / name)
-    if (path := gguf_file(folder)) is not None and (source := read_metadata(path).get("tokenizer.chat_template")):
+    if (path := gguf_file(folder)) is not None and (source := GgufFile(path).metadata.get("tokenizer.chat_template")):
         return {"default": source}, str(path)
     return None

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from core.errors import UserError
-from core.text.gguf_metadata import read_metadata
+from core.models.gguf_file import GgufFile
 from core.text.json_tokenizer import JsonTokenizer
 from core.text.pieces import PieceTokenizer
 from core.text.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -26,7 +26,7 @@ _LLAMA3_SPLIT = (
 
 def from_gguf(path: Path) -> PieceTokenizer:
     """:raises UserError: when the file's tokenizer is of a kind that is not known here."""
-    metadata = read_metadata(path)
+    metadata = GgufFile(path).metadata
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         return _byte_level(metadata, path)

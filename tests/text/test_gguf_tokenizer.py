@@ -1,5 +1,4 @@
 import json
-import struct
 
 import pytest
 import sentencepiece
@@ -7,7 +6,6 @@ from hypothesis import given
 
 from core.errors import UserError
 from core.interfaces.model import ModelFolder
-from core.text.gguf_metadata import read_metadata
 from core.text.tokenizer import load_tokenizer
 
 
@@ -97,26 +95,6 @@ def test_unknown_kinds_are_refused(changes, message, gguf_file, libraries):
     with pytest.raises(UserError) as refused:
         load_tokenizer(ModelFolder("a model", path, "gguf"), {})
     assert str(refused.value) == (f"{message}\n  set by: {path}\n  remedy: use the model's safetensors checkpoint instead")
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"PK\x03\x04 something else", "it does not begin with the GGUF magic"),
-        (struct.pack("<4sIQQ", b"GGUF", 1, 0, 0), "its version is 1; 2 and 3 are known"),
-        (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 2**60), "a string reaches beyond the end of the file"),
-        (struct.pack("<4sIQQQ1sI", b"GGUF", 3, 0, 1, 1, b"k", 99), "99"),
-        (struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 8, 2**60), "an array reaches beyond the end of the file"),
-        (struct.pack("<4sI", b"GGUF", 3), "unpack_from requires a buffer"),
-        (b"", "cannot mmap an empty file"),
-    ],
-)
-def test_a_damaged_file_is_refused(content, why, tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    with pytest.raises(UserError) as refused:
-        read_metadata(path)
-    assert str(refused.value).startswith(f"model.gguf cannot be read as GGUF: {why}")
 
 
 @pytest.mark.demo
