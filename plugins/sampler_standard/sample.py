@@ -140,6 +140,8 @@ def draw_sorted(values: Tensor, ids: Tensor, largest: Tensor, limits: Limits, to
 
 
 def first_beyond(sums: Tensor, total: Tensor, share: Tensor) -> Tensor:
-    """[R, 1]: where ``sums`` first exceeds that share of the total. What adds nothing is never where."""
-    target = torch.minimum(share * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
+    """[R, 1]: where ``sums`` first exceeds that share of the total. What adds nothing is never where.
+
+    A share is at most 1 - 2**-53, so its product is less than the total also after rounding.
+    """
+    return torch.searchsorted(sums, share * total, right=True).clamp_(max=sums.shape[1] - 1)

@@ -69,6 +69,13 @@ def test_packing_that_is_missing_or_wrong_is_not_used(monkeypatch):
     linear.onednn_packs.cache_clear()
 
 
+def test_only_what_is_tied_takes_the_embedding():
+    spec = tiny_spec(num_heads=6)  # a projection of the embedding's shape
+    weight = random_weights(spec)[WeightName("o", 0)]
+    embedding = torch.zeros(spec.shape("embed")).view(spec.shape("o"))
+    check(linear.place(weight, spec, None, Target(CPU, torch.float32), embedding), weight.parts[0], torch.float32)
+
+
 def test_eight_bit_floats_are_read():
     spec = tiny_spec()
     name = WeightName("o", 0)
