@@ -54,18 +54,18 @@ def test_every_role_in_every_dtype(packing, dtype, role, stored, transposed):
     check(placed, np.concatenate(parts).astype(np.float32), dtype)
 
 
-def test_float32_and_bfloat16_are_packed_where_the_cpu_can():
-    assert linear.onednn_packs(torch.float32)
+def test_bfloat16_is_packed_where_the_cpu_can_and_float32_stays_exact():
+    assert not linear.onednn_packs(torch.float32)
     assert linear.onednn_packs(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_packing_that_is_missing_or_wrong_is_not_used(monkeypatch):
     linear.onednn_packs.cache_clear()
     monkeypatch.setattr(linear.PackedLinear, "__call__", lambda self, x: x @ torch.ones(80, 48, dtype=x.dtype))
-    assert not linear.onednn_packs(torch.float32)
+    assert not linear.onednn_packs(torch.bfloat16)
     linear.onednn_packs.cache_clear()
     monkeypatch.setattr(linear.PackedLinear, "__init__", lambda *args: torch.ops.mkldnn.no_such_operation())
-    assert not linear.onednn_packs(torch.float32)
+    assert not linear.onednn_packs(torch.bfloat16)
     linear.onednn_packs.cache_clear()
 
 
@@ -99,6 +99,35 @@ def test_a_tied_head_is_the_embedding(packing, dtype):
     else:
         assert head.format == f"{dtype}, the embedding it is tied to"
         assert head.nbytes == 0, "its memory is the embedding's"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_that_would_tie_when_rounded_keep_their_order(packing, dtype):
+    """Large, nearly equal logits: a 16-bit float holds them no better than in steps of 1/8 (bfloat16) or 1/64 (float16)."""
+    spec = tiny_spec(vocab=64, hidden=32)
+    draw = np.random.default_rng(0)
+    table = draw.normal(0, 0.05, (64, 32)).astype(np.float32)
+    table[3:12] = 1 + np.arange(9)[:, None] * np.eye(9, 32, dtype=np.float32) / 128  # apart by less than a step in all
+    backend = TorchBackend("cpu", dtype, threads=1)
+    placed = backend.place(Weight(WeightName("embed"), (table,)), spec, None)
+    head = backend.place(Weight(WeightName("head"), (table,), tied=True), spec, None)
+    x = torch.ones(2, 32, dtype=placed.dtype)
+    exact = x.double() @ placed.double().T
+    assert (head(x)[0] == head(x)[0].max()).sum() > 1, "nothing ties: the test shows nothing"
+    logits = head.logits(x)
+    assert logits.dtype == torch.float32
+    near = exact > 16
+    assert torch.allclose(logits[near].double(), exact[near], atol=1e-5)
+    assert torch.equal(logits.argmax(1), exact.argmax(1))
+    assert (logits[~near] < logits[near].min()).all()
+
+
+def test_a_row_in_which_all_is_alike_is_left_as_it_is(packing, monkeypatch):
+    monkeypatch.setattr(linear, "MOST_SHARPENED", 8)
+    x, weight = torch.ones(1, 4, dtype=torch.bfloat16), torch.ones(9, 4, dtype=torch.bfloat16)
+    rounded = torch.full((1, 9), 3.0, dtype=torch.bfloat16)
+    assert torch.equal(linear.sharpened(rounded, x, weight), rounded.float())
+    assert torch.equal(linear.sharpened(rounded[:, :8], x, weight[:8]), torch.full((1, 8), 4.0))
 
 
 def test_a_head_of_its_own_is_not_the_embedding():

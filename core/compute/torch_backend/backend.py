@@ -123,7 +123,7 @@ class TorchBackend(ComputeBackend):
             return torch.empty((0, head.out_features), device=hidden.device)
         if step.logit_rows is not None:
             hidden = hidden.index_select(0, step.logit_rows)
-        return head(norm(hidden)).float()
+        return head.logits(norm(hidden))
 
     def adjust(self, array: Tensor, adjustment: LogitAdjustment) -> Tensor:
         return logits.adjust(array, adjustment)

@@ -18,6 +18,7 @@ from core.interfaces.compute import Linear
 from core.interfaces.model import DecoderSpec, Role, Weight
 from core.interfaces.quantizer import Packed, Quantizer
 
+MOST_SHARPENED = 256  # logits a row, on average: where more are alike, no order among them matters
 CHUNK_BYTES = 16 << 20  # of float32 rows handed to a quantizer at a time
 _BY_BITS: dict[str, tuple[type[np.generic], torch.dtype]] = {  # what numpy holds through ml_dtypes
     "bfloat16": (np.int16, torch.bfloat16),
@@ -39,6 +40,10 @@ class TorchLinear(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]"""
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The same in float32, for a head."""
+        return self(x).float()
+
 
 class DenseLinear(TorchLinear):
     def __init__(self, role: Role, weight: Tensor, format: str, *, shared: bool = False) -> None:
@@ -47,6 +52,13 @@ class DenseLinear(TorchLinear):
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self._weight)
+
+    def logits(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return self(x)
+        if x.is_cuda:
+            return torch.mm(x, self._weight.T, out_dtype=torch.float32)
+        return sharpened(self(x), x, self._weight)
 
 
 class PackedLinear(TorchLinear):
@@ -61,6 +73,33 @@ class PackedLinear(TorchLinear):
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = self._apply(x, self._weight, None, "none", [], None)
         return out
+
+
+class TiedHead(PackedLinear):
+    """Packed beside the embedding, whose rows stay at hand."""
+
+    def __init__(self, embedding: Tensor, format: str) -> None:
+        super().__init__("head", embedding, f"{format} packed for oneDNN, beside the embedding it is tied to")
+        self._embedding = embedding
+
+    def logits(self, x: Tensor) -> Tensor:
+        return sharpened(self(x), x, self._embedding)
+
+
+def sharpened(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Logits in float32, those near a row's best computed anew: rounded to the model's dtype they cannot be told apart.
+
+    A bfloat16 near 25 is a multiple of 1/8: the likeliest tokens tie, and the lowest id among them would win. What is
+    more than two steps of the dtype below the best keeps its rounded value and its place behind it.
+
+    :param rounded: [R, V] in the dtype of ``x`` [R, in] and ``weight`` [V, in].
+    """
+    logits = rounded.float()
+    best = logits.amax(1, keepdim=True)
+    rows, tokens = (logits >= best - best.abs() * (2 * torch.finfo(x.dtype).eps)).nonzero(as_tuple=True)
+    if len(rows) <= MOST_SHARPENED * len(logits):
+        logits[rows, tokens] = (x[rows].float() * weight[tokens].float()).sum(1)
+    return logits
 
 
 @dataclass(frozen=True)
@@ -100,7 +139,7 @@ def place(
     if embedding is None or not weight.tied:
         return target.linear(role, array(weight, spec, target), target.format)
     if target.packs:
-        return PackedLinear(role, embedding, f"{target.format} packed for oneDNN, beside the embedding it is tied to")
+        return TiedHead(embedding, target.format)
     return DenseLinear(role, embedding, f"{target.format}, the embedding it is tied to", shared=True)
 
 
@@ -149,10 +188,14 @@ def borrowed(part: NDArray[np.generic]) -> Tensor:
 
 @cache
 def onednn_packs(dtype: torch.dtype) -> bool:
-    """Whether this torch on this CPU multiplies by packed weights of this dtype, and rightly. The operations are not public."""
+    """Whether this torch on this CPU multiplies by packed weights of this dtype, and rightly. The operations are not public.
+
+    float32 is not packed: who asks for it wants exactness, and oneDNN's order of summing takes the demo's logits about
+    twice as far from transformers' as the usual one.
+    """
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     try:
-        if dtype in supported and not getattr(torch.ops.mkldnn, supported[dtype])():
+        if dtype not in supported or not getattr(torch.ops.mkldnn, supported[dtype])():
             return False
         ramp = torch.arange(48 * 80).remainder(37).sub(18).to(dtype).view(48, 80)
         linear = PackedLinear("o", ramp, "")
