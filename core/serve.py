@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve
 
 
 def _main(argv: Sequence[str], program: str) -> int:
-    from core.compose.readers import first_pass
-    from core.compose.sources import refuse_with
+    from core.compose.configuration import refuse_with
+    from core.compose.first_pass import first_pass
 
     first = first_pass(argv)
     if "--version" in first.actions:

@@ -31,8 +31,8 @@ def compose(
     :raises UserError: with everything that is wrong, at once.
     """
     from core.compose.composition import attempt
-    from core.compose.readers import first_pass
-    from core.compose.sources import refuse_with
+    from core.compose.configuration import refuse_with
+    from core.compose.first_pass import first_pass
 
     first = first_pass(argv or (), env, overrides)
     composition = attempt(first, manager or first.discover(), probe)

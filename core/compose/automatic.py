@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.compose.choose import Selection, splitting_schedulers
-from core.compose.facts import GIB, Memory
+from core.compose.configuration import Configuration
+from core.compose.facts import GIB
+from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
-from core.compose.sources import Configuration
 from core.interfaces.model import DecoderSpec
 
 LONGEST_BY_ITSELF = 32768
@@ -149,7 +150,7 @@ def _prefer_splitting(resolved: Resolved, configuration: Configuration, selectio
     if selection.origins.get("scheduler") != "default" or _splits(selection):
         return
     refused = {no.value for no in configuration.refused if no.key == ("scheduler",)}
-    found = [each for each in splitting_schedulers(configuration.vocabulary.manager) if each.name not in refused]
+    found = [each for each in splitting_schedulers(configuration.manager) if each.name not in refused]
     if not found:
         return
     step, length = resolved.settings["max_num_batched_tokens"], resolved.settings["max_model_len"]

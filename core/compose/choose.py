@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.compose.configuration import Configuration
 from core.compose.plan import Choice
 from core.compose.settings import KIND_SETTINGS
-from core.compose.sources import Configuration
 from core.compose.vocabulary import defaults
 from core.errors import Problem
 from core.offers import MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, RulesOffer, SchedulerOffer
@@ -51,7 +51,7 @@ class Selection:
 
 def select(configuration: Configuration) -> Selection:
     """Everything that can be chosen before the model is known. Problems are collected, the rest goes on."""
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     origin = configuration.origin("plugins")
     said = list(configuration.settings.get("plugins", ()))
     named = dict.fromkeys(said)
@@ -87,7 +87,7 @@ def _plugins_of(kind: str, manager: PluginManager, selection: Selection, always:
 
 
 def _select_one(kind: str, configuration: Configuration, selection: Selection) -> None:
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     setting = KIND_SETTINGS[kind]
     asked = configuration.settings.get(setting, "auto")
     if asked == "none" and kind in OPTIONAL_KINDS:
@@ -132,7 +132,7 @@ def _select_default(kind: str, offers: dict[str, Offered], manager: PluginManage
 
 
 def _no_offer(kind: str, asked: str, offers: list[Offered], configuration: Configuration) -> Problem:
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     setting = KIND_SETTINGS[kind]
     words = configuration.vocabulary.words.get(f"--{setting.replace('_', '-')}")
     names = [offered.name for offered in offers] + list(words.features if words else ())

@@ -7,15 +7,15 @@ from typing import Any
 
 from core.compose.automatic import resolve_machine, resolve_sizes
 from core.compose.choose import Selection, select, splitting_schedulers
+from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
 from core.compose.find_model import Found, by_origin, find_model, is_here
+from core.compose.first_pass import FirstPass
 from core.compose.gather import gather_facts, gather_rules, origins_of
 from core.compose.plan import Choice, Plan
 from core.compose.probe import DeviceProbe, probe_devices
-from core.compose.readers import FirstPass
 from core.compose.rules import Violation, judge
 from core.compose.settings import KIND_SETTINGS
-from core.compose.sources import Configuration, read
 from core.errors import Problem, UserError
 from core.offers import OPTIONAL_KINDS, CheckpointFormatOffer, ModelOffer, Offer, RulesOffer
 from core.plugin_manager import Offered, PluginManager

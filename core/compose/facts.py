@@ -1,4 +1,4 @@
-"""Facts: the flat, typed, declared values that rules are judged by, and how they are computed."""
+"""Facts: the flat, typed, declared values that rules are judged by. ``gather`` puts them together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # at run time this file is part of --help, which waits for ne
     from core.interfaces.model import DecoderSpec
 
 GIB = 1 << 30
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-LINEARS = ("qkv", "o", "gate_up", "down")
 
 
 def _plain_type(annotation: Any) -> type:
@@ -118,7 +116,6 @@ _DECIDED_BY: dict[str, tuple[str, ...]] = {
     "compute.dtype": ("dtype",),
     "device.kind": ("device",),
 }
-_BY_PREFIX = {"model.": "model", "settings.": ""}
 
 
 class Facts(Mapping[str, Any]):
@@ -212,39 +209,3 @@ def model_facts(name: str, architecture: str, checkpoint_format: str, spec: Deco
         "model.vocab": spec.vocab,
         "model.parameters": spec.parameters,
     }
-
-
-class Memory:
-    """What a model needs of a device's memory. All in bytes, tokens and pages; estimates err on the large side."""
-
-    def __init__(
-        self, spec: DecoderSpec, dtype: str, bits: float | None, page_size: int, max_num_seqs: int, budget: int | None
-    ) -> None:
-        element = DTYPE_BYTES[dtype]
-        linear = sum(_size(spec, role) for role in LINEARS) * spec.num_layers
-        self.weights = int(linear * (bits / 8 if bits else element)) + (spec.parameters - linear) * element
-        self.page = spec.kv_bytes_per_token(element) * page_size
-        self.page_size = page_size
-        self.budget = budget
-        # Widest moment of a layer: residual, its copy, and the gate and up halves; logits are float32 and sampled out of place.
-        self._token = element * (2 * spec.hidden + spec.q_width + 2 * spec.kv_width + 3 * spec.intermediate)
-        self._rows = max_num_seqs * spec.vocab * 4 * 3
-
-    def activation(self, step_tokens: int) -> int:
-        return step_tokens * self._token + self._rows
-
-    def pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
-
-    def one_request(self, tokens: int, step_tokens: int) -> int:
-        return self.weights + self.activation(step_tokens) + self.pages_for(tokens) * self.page
-
-    def fitting_pages(self, step_tokens: int) -> int:
-        if self.budget is None:
-            return 1 << 40
-        return max(0, (self.budget - self.weights - self.activation(step_tokens)) // self.page)
-
-
-def _size(spec: DecoderSpec, role: Any) -> int:
-    rows, columns = spec.shape(role)
-    return rows * columns

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.compose.automatic import Resolved
 from core.compose.choose import Selection
-from core.compose.sources import Configuration
+from core.compose.configuration import Configuration
 from core.errors import Problem, UserError
 from core.interfaces.model import DecoderSpec, ModelFolder
 from core.offers import CheckpointFormatOffer, ModelOffer
@@ -35,7 +35,7 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     from core.models.loading import read_config
     from core.models.sources import resolve
 
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     offered_formats = {
         each.name: each for each in manager.offers(CheckpointFormatOffer.kind) if each.plugin in selection.format_plugins
     }

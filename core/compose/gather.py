@@ -9,13 +9,13 @@ from typing import Any
 
 from core.compose.automatic import SHORTEST, Resolved, budget_bytes, fitting_length
 from core.compose.choose import Selection, splitting_schedulers
+from core.compose.configuration import Configuration
 from core.compose.core_rules import CORE_RULES
 from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts
 from core.compose.find_model import Found
 from core.compose.probe import DeviceProbe
 from core.compose.rules import undeclared
 from core.compose.settings import KIND_SETTINGS
-from core.compose.sources import Configuration
 from core.errors import Problem
 from core.interfaces.rules import Fact, Rule
 from core.offers import RulesOffer
@@ -25,7 +25,7 @@ from core.plugin_manager import Offered, PluginManager
 def gather_facts(
     configuration: Configuration, selection: Selection, resolved: Resolved, probe: DeviceProbe, found: Found | None
 ) -> tuple[Facts, list[Problem]]:
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     settings = resolved.settings
     values: dict[str, Any] = {f"settings.{name}": value for name, value in settings.items()}
     values |= device_facts(settings["device"], probe)
@@ -73,7 +73,7 @@ def _derived(
 def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None) -> dict[str, Any]:
     backend, sampler = selection.offer("compute_backend"), selection.offer("sampler")
     graph, quantizer, scheduler = selection.offer("graph_backend"), selection.offer("quantizer"), selection.offer("scheduler")
-    manager = configuration.vocabulary.manager
+    manager = configuration.manager
     framework = getattr(backend, "framework", None)
     splitting = splitting_schedulers(manager)
     unloaded = _unloaded(configuration, selection)
@@ -189,7 +189,7 @@ def origins_of(configuration: Configuration, selection: Selection, resolved: Res
         if selection.origins.get(kind, "default") != "default"
     }
     origins |= resolved.origins
-    for plugin in configuration.vocabulary.manager.plugins:
+    for plugin in configuration.manager.plugins:
         for name in configuration.vocabulary.fields(plugin.name):
             origins[f"{plugin.name}.{name}"] = configuration.origin(plugin.name, name)
     unloaded = _unloaded(configuration, selection)

@@ -1,4 +1,4 @@
-"""The core's own settings. Plugins bring their sections; ``sources`` says where each value came from."""
+"""The core's own settings. Plugins bring their sections; ``configuration`` says where each value came from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ CORE_ALIASES: tuple[Alias, ...] = (
 class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True):
     """Top-level keys of the TOML file, ``DOVETAIL_NAME``, ``--name``; the offline ``LLM`` takes them as keyword arguments.
 
-    A field that may say "auto" is resolved in one visible step (``core.compose.choose``), shown by --explain.
+    A field that may say "auto", or that is left unset, is decided in the open: the kinds of offers in ``core.compose.choose``,
+    all others in ``core.compose.automatic``. --explain shows what and why.
     """
 
     plugins: tuple[str, ...] = Field(

@@ -97,7 +97,7 @@ class RulesContract(Contract, kit=True):
     def compose(self, settings: Mapping[str, Any], rule: str) -> Composition:
         """As a launch composes them: the core, every installed plugin, and these settings."""
         from core.compose.composition import attempt
-        from core.compose.sources import first_pass
+        from core.compose.first_pass import first_pass
         from core.plugin_manager import PluginManager
 
         tables: dict[str, Any] = {}

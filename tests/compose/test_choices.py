@@ -5,8 +5,8 @@ import pytest
 
 from core.compose import compose
 from core.compose.composition import attempt
+from core.compose.first_pass import first_pass
 from core.compose.probe import DeviceProbe
-from core.compose.readers import first_pass
 from core.compose.report import dump_text, explain_text, help_text, list_text
 from core.errors import UserError
 from core.offers import CheckpointFormatOffer, ModelOffer, SchedulerOffer

@@ -4,8 +4,8 @@ from core.compose import compose
 from core.compose.composition import attempt
 from core.compose.core_rules import CORE_RULES
 from core.compose.facts import CORE_FACTS, Facts
+from core.compose.first_pass import first_pass
 from core.compose.probe import DeviceProbe, Gpu
-from core.compose.readers import first_pass
 from core.compose.rules import facts_of, judge
 from core.errors import UserError
 from core.interfaces.rules import Condition, Fact, FactRef, Remedy, Rule

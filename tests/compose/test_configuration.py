@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.compose import compose
-from core.compose.readers import first_pass
-from core.compose.sources import read
+from core.compose.configuration import read
+from core.compose.first_pass import first_pass
 from core.errors import UserError
 from core.offers import Alias, RulesOffer
 from tests.compose.fakes import CPU, Point, manager, plugin, sampler

@@ -1,4 +1,4 @@
-"""Reading what was said: flags over environment over TOML over defaults, each value with its origin, all mistakes at once."""
+"""What was said, merged: flags over environment over TOML over defaults, each value with its origin, all mistakes at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from core.compose.readers import LEVELS, FirstPass, first_pass, plugin_names, unknown_key
+from core.compose.first_pass import FirstPass, plugin_names
+from core.compose.readers import LEVELS, unknown_key
 from core.compose.settings import CoreSettings
 from core.compose.vocabulary import ALSO_PLUGIN, Key, Said, Vocabulary
 from core.errors import Problem, UserError
 from core.plugin_manager import PluginManager
 from core.suggest import did_you_mean
-
-__all__ = ["Configuration", "FirstPass", "first_pass", "read", "refuse_with", "validated"]
 
 LISTS = ("plugins", "without")
 
@@ -31,6 +30,10 @@ class Configuration:
     vocabulary: Vocabulary
     features: dict[str, str] = field(default_factory=dict)  # plugin that a flag asked for beside --plugins -> that flag
 
+    @property
+    def manager(self) -> PluginManager:
+        return self.vocabulary.manager
+
     def origin(self, *key: str) -> str:
         said = self.given.get(key)
         return said.origin if said else "default"
@@ -44,7 +47,7 @@ class Configuration:
 
     def section(self, plugin: str) -> tuple[dict[str, Any], list[Problem]]:
         """A plugin's settings, validated, and what is wrong with them."""
-        found = self.vocabulary.manager.get(plugin)
+        found = self.manager.get(plugin)
         model = found.section if found else None
         if model is None:
             return {}, []

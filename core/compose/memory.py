@@ -1,0 +1,39 @@
+"""Arithmetic of memory: what a model needs of a device, and what fits into a budget."""
+
+from __future__ import annotations
+
+import math
+
+from core.interfaces.compute import DTYPE_BYTES
+from core.interfaces.model import LINEAR_ROLES, DecoderSpec
+
+
+class Memory:
+    """One model in one number format. All in bytes, tokens and pages; estimates err on the large side."""
+
+    def __init__(
+        self, spec: DecoderSpec, dtype: str, bits: float | None, page_size: int, max_num_seqs: int, budget: int | None
+    ) -> None:
+        element = DTYPE_BYTES[dtype]
+        linear = sum(math.prod(spec.shape(role)) for role in LINEAR_ROLES if role != "head") * spec.num_layers
+        self.weights = int(linear * (bits / 8 if bits else element)) + (spec.parameters - linear) * element
+        self.page = spec.kv_bytes_per_token(element) * page_size
+        self.page_size = page_size
+        self.budget = budget
+        # Widest moment of a layer: residual, its copy, and the gate and up halves; logits are float32 and sampled out of place.
+        self._token = element * (2 * spec.hidden + spec.q_width + 2 * spec.kv_width + 3 * spec.intermediate)
+        self._rows = max_num_seqs * spec.vocab * 4 * 3
+
+    def activation(self, step_tokens: int) -> int:
+        return step_tokens * self._token + self._rows
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def one_request(self, tokens: int, step_tokens: int) -> int:
+        return self.weights + self.activation(step_tokens) + self.pages_for(tokens) * self.page
+
+    def fitting_pages(self, step_tokens: int) -> int:
+        if self.budget is None:
+            return 1 << 40
+        return max(0, (self.budget - self.weights - self.activation(step_tokens)) // self.page)
