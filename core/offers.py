@@ -141,7 +141,7 @@ class ModelOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFormatOffer(Offer):
-    """Many may be chosen; the first by name that recognizes the folder reads it, two that do are an error."""
+    """Many may be chosen; the one that recognizes the model's folder reads it. None that does, or two, is an error."""
 
     kind: ClassVar[str] = "checkpoint_format"
     create: Callable[[], CheckpointFormat]

@@ -9,7 +9,7 @@ One step of the engine runs, for every layer::
     hidden = backend.linear_add(gated, down, hidden)                   projection + residual
 
 and then ``backend.logits(hidden, final_norm, head, step)`` for the rows that are sampled, ``adjust``, a sampler,
-``logprobs`` and ``fetch``. ``Array`` is whatever the backend computes with; nothing outside a backend looks inside one.
+``logprobs`` and ``to_host``. ``Array`` is whatever the backend computes with; nothing outside a backend looks inside one.
 
 Shapes: T tokens in the step, S sequences, R rows to sample, V vocabulary, H hidden size.
 """
@@ -123,7 +123,7 @@ class Linear(ABC):
     out_features: int
     in_features: int
     nbytes: int  # bytes really held, scales and padding included
-    format: str  # for --explain and the benchmark: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
+    format: str  # how it is held, for people: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
 
 
 class KVCache(ABC):

@@ -16,5 +16,5 @@ class GraphBackend(ABC):
         """What the runner calls instead of ``forward`` from now on. Same arguments, same values."""
 
     def describe(self) -> str:
-        """One line for --explain and the log: sizes captured, memory taken."""
+        """One line for people: sizes captured, memory taken."""
         return type(self).__name__

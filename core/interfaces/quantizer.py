@@ -51,7 +51,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def bits_per_weight(self, in_features: int) -> float:
-        """Stored bits for each weight of a row this long, scales included: what memory estimates use."""
+        """Stored bits for each weight of a row this long, scales included; the offer's ``bits`` is only nominal."""
 
     def stack(self, parts: list[Packed]) -> Packed:
         """Join parts along the output axis. Override when an array's first axis is not the output axis."""

@@ -15,7 +15,6 @@ from core.errors import RequestError
 
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
-NO_LOGPROBS = -1  # in arrays; in SamplingParams it is None
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
