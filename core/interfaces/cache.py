@@ -71,7 +71,11 @@ class Hit:
 class CachePolicy(ABC):
     """Decides which pages are shared, kept and given up. Called by the block manager, never in the token loop's inner part:
     once when a request is admitted, when one of its pages fills up, and when it leaves.
+
+    ``keeps_outputs``: a policy that says False is told of full pages of prompts alone, not of those with generated tokens.
     """
+
+    keeps_outputs: bool = True
 
     @abstractmethod
     def attach(self, pool: PagePool) -> None:

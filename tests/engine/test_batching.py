@@ -6,10 +6,10 @@ import random
 
 import pytest
 
+from cache_prefix.prefix import PrefixPages
 from core.interfaces.request import SamplingParams
 from prefill_chunked.chunked import ChunkedPrefill
 from tests.engine.fake_runner import VOCAB, Chunks, assert_idle, collect, drain, generate, make_engine, request, tokens_of
-from tests.engine.prefix_cache import PrefixPages
 
 CONTEXT = 96
 

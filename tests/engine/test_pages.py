@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cache_prefix.prefix import PrefixPages
 from core.interfaces.cache import Hit
 from plain.private import PrivatePages
 from prefill_chunked.chunked import ChunkedPrefill
@@ -22,7 +23,6 @@ from tests.engine.fake_runner import (
     request,
     tokens_of,
 )
-from tests.engine.prefix_cache import PrefixPages
 
 CONTEXT = 32
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cache_prefix.prefix import PrefixPages
 from prefill_chunked.chunked import ChunkedPrefill
 from tests.engine.fake_runner import Chunks, drain, make_engine, request
-from tests.engine.prefix_cache import PrefixPages
 
 
 class Asked(Chunks):

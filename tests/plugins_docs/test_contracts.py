@@ -75,6 +75,18 @@ class TestChunkedWithMorePartialPrompts(TestChunked):
     section = {"max_num_partial_prefills": 4, "max_long_partial_prefills": 2, "long_prefill_token_threshold": 100}
 
 
+# --- cache_prefix -----------------------------------------------------------------------------------------------------
+
+
+class TestCachePrefix(testing.PluginContract):
+    plugin = "cache_prefix"
+
+
+class TestPrefixPages(testing.CachePolicyContract):
+    def make(self):
+        return made("cache_prefix", "cache_policy", "prefix")
+
+
 # --- sampler_standard -------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +366,7 @@ def test_every_default_offer_goes_through_a_contract():
     tested = {
         "plain": {"private", "whole", "eager"},
         "prefill_chunked": {"chunked"},
+        "cache_prefix": {"prefix"},
         "sampler_standard": {"standard"},
         "backend_torch": {"torch"},
         "openai_http": {"openai_http"},

@@ -1,0 +1,78 @@
+"""Shared pages in the engine: what a hit computes, whose pages are found, and what is kept of outputs."""
+
+from __future__ import annotations
+
+import pytest
+
+from cache_prefix.prefix import PrefixPages
+from tests.engine.fake_runner import assert_idle, collect, drain, make_engine, request, tokens_of
+
+PAGE = 4
+
+
+def ask(engine, name, prompt, **params):
+    """Runs a request alone; its tokens, how many were cached, and how many tokens the runner computed for it."""
+    before = sum(tokens for tokens, _, _ in engine._runner.batches)
+    engine.add(request(name, prompt, ignore_eos=True, **params))
+    events = drain(engine)[name]
+    assert_idle(engine)
+    computed = sum(tokens for tokens, _, _ in engine._runner.batches) - before
+    return tokens_of(events), events[-1].num_cached_tokens, computed
+
+
+@pytest.mark.parametrize(("size", "cached"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8), (24, 20), (25, 24)])
+def test_a_known_prompt_computes_its_last_page_only(size, cached):
+    engine = make_engine(page_size=PAGE, cache=PrefixPages())
+    prompt = list(range(size))
+    first, _, computed = ask(engine, "first", prompt, max_tokens=3)
+    assert computed == size + 2
+    assert ask(engine, "again", prompt, max_tokens=3) == (first, cached, size - cached + 2)
+
+
+@pytest.mark.parametrize(("keeps_outputs", "cached"), [(True, 20), (False, 8)])
+def test_a_conversation_goes_on_from_its_outputs_only_if_they_are_kept(keeps_outputs, cached):
+    engine = make_engine(page_size=PAGE, cache=PrefixPages(keeps_outputs))
+    prompt = list(range(10))
+    output, _, _ = ask(engine, "first", prompt, max_tokens=13)  # the last one's K and V are never computed
+    assert ask(engine, "next", [*prompt, *output, 1, 2], max_tokens=1)[1] == cached
+    assert engine.stats().pages_cached == 6, "the second prompt has 25 tokens"
+
+
+def test_outputs_recomputed_after_a_preemption_are_no_prompt():
+    engine = make_engine(page_size=PAGE, pages=12, seqs=3, context=40, cache=PrefixPages(keeps_outputs=False))
+    for index in range(3):
+        engine.add(request(f"r{index}", [index] * 6, max_tokens=24, ignore_eos=True))
+    drain(engine)
+    assert engine.stats().preemptions > 0
+    assert engine.stats().pages_cached <= 3, "only the first page of each prompt is full"
+
+
+def test_salts_keep_tenants_apart():
+    engine = make_engine(page_size=PAGE, cache=PrefixPages())
+    prompt = list(range(20))
+    tokens, _, _ = ask(engine, "ours", prompt, max_tokens=2)
+    engine.add(request("theirs", prompt, salt="b", max_tokens=2, ignore_eos=True))
+    engine.add(request("theirs again", prompt, max_tokens=2, ignore_eos=True))
+    events = drain(engine)
+    assert [events[name][-1].num_cached_tokens for name in ("theirs", "theirs again")] == [0, 16]
+    assert tokens_of(events["theirs"]) == tokens_of(events["theirs again"]) == tokens
+
+
+def test_one_leaves_while_another_uses_its_pages():
+    engine = make_engine(page_size=PAGE, pages=12, seqs=2, context=40, cache=PrefixPages())
+    prompt = list(range(17))
+    alone = ask(make_engine(page_size=PAGE, pages=12, context=40), "alone", prompt, max_tokens=20)[0]
+    events = {}
+    engine.add(request("first", prompt, max_tokens=20, ignore_eos=True))
+    collect(events, engine.step())
+    engine.add(request("second", prompt, max_tokens=20, ignore_eos=True))
+    collect(events, engine.step())
+    assert engine.stats().num_running == 2, "4 pages are shared: both fit into 12"
+    assert engine.abort("first")
+    engine.blocks.check()
+    engine.add(request("third", list(range(20, 30)), max_tokens=30, ignore_eos=True))  # wants every page it can get
+    for new in drain(engine).values():
+        collect(events, new)
+    assert tokens_of(events["second"]) == alone
+    assert events["second"][-1].num_cached_tokens == 16
+    assert_idle(engine)
