@@ -77,7 +77,7 @@ class Engine:
         if taken:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id", code="duplicate_id")
         self.limits.check(request.prompt_token_ids, request.params)
-        if len(self._scheduler.waiting) >= self.config.max_waiting:
+        if len(self._scheduler.waiting) >= self.config.max_waiting + self._rows.num_free:  # who can run at once does not wait
             raise RequestError(
                 f"{self.config.max_waiting} requests wait already: try again later", code="queue_full", status=429
             )

@@ -227,6 +227,14 @@ def test_a_full_queue_is_refused_with_429():
     assert set(drain(engine)) == {"a", "b", "c", "d"}
 
 
+def test_a_burst_that_can_run_at_once_does_not_count_as_waiting():
+    engine = make_engine(context=CONTEXT, seqs=4, waiting=2)
+    for name in "abcdef":  # no step in between
+        engine.add(request(name, [1], max_tokens=1))
+    assert refusal([1], engine, name="g").code == "queue_full"
+    assert set(drain(engine)) == set("abcdef")
+
+
 # --- order --------------------------------------------------------------------------------------------------------------
 
 
