@@ -155,3 +155,6 @@ class FrontEnd(ABC):
 
         The order at a stop: refuse new work, ``service.drain``, return. The launcher ends the engine afterwards.
         """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Give back what ``create`` took (a port), called in every case, also when ``run`` never was."""

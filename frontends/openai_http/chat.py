@@ -54,7 +54,7 @@ class ChatForm:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        body = await read_body(request, ChatBody, door.section.max_request_bytes)
+        body = await door.reading(read_body(request, ChatBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompt = await _prompt(door, body)

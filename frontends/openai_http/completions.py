@@ -62,7 +62,7 @@ class CompletionForm:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionBody, door.section.max_request_bytes)
+        body = await door.reading(read_body(request, CompletionBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
         params = completion_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompts = [await _token_ids(door, body, prompt) for prompt in body.prompt]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
 
 from core.errors import RequestError
 from core.interfaces.frontend import Service
@@ -13,6 +15,8 @@ from core.interfaces.request import SamplingParams
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.plugin import HttpSettings
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Door:
         identity = f"{self.version} {service.card.name} {service.card.vocab}"
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
         self._calls: dict[str, Deltas] = {}
+        self._readers: set[asyncio.Task[Any]] = set()  # bodies on their way in
         self._closed: Exception | None = None
 
     @property
@@ -64,6 +69,26 @@ class Door:
             )
         return name
 
+    async def reading(self, body: Coroutine[Any, Any, Result]) -> Result:
+        """``body``, once it has come in. A client that is slow with it does not hold up the stop.
+
+        :raises Exception: the reason of ``close``, when that came first.
+        """
+        if self._closed is not None:
+            body.close()
+            raise self._closed
+        reader = asyncio.ensure_future(body)
+        self._readers.add(reader)
+        try:
+            return await reader
+        except asyncio.CancelledError:
+            if self._closed is None or (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise self._closed from None
+        finally:
+            self._readers.discard(reader)
+            reader.cancel()
+
     def begin(self, call: Call) -> Deltas:
         """:raises RequestError: when there are too many calls, or when the call's id is taken."""
         if self._closed is not None:
@@ -82,7 +107,7 @@ class Door:
                 self.service.generate(
                     prompt,
                     call.params,
-                    request_id=f"{call.id}-{number}" if several else call.id,
+                    request_id=f"{call.id} {number}" if several else call.id,  # no call's id has a space
                     priority=call.priority,
                     cache_salt=call.cache_salt,
                 )
@@ -102,6 +127,8 @@ class Door:
     def close(self, reason: Exception) -> None:
         """From now on a new call is answered with ``reason``. The first reason stays."""
         self._closed = self._closed or reason
+        for reader in self._readers:
+            reader.cancel()
 
     def end_calls(self, reason: Exception) -> None:
         """End every running call with ``reason``; streams tell it in an error event."""

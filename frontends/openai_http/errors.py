@@ -20,6 +20,7 @@ log = logging.getLogger("dovetail.http")
 CLIENT_GONE = 499  # nobody reads it; it is what logs and metrics say
 RETRY_AFTER_SECONDS = "1"
 _SHOWN_ERRORS = 5
+_SHOWN_PATH = 200  # characters
 _TYPES = {
     429: "rate_limit_error",
     500: "server_error",
@@ -100,10 +101,10 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        route = f"{request.method} {request.url.path}"
+        path = request.url.path if len(request.url.path) <= _SHOWN_PATH else f"{request.url.path[:_SHOWN_PATH]}..."
         message = {
-            404: f"there is no {route}",
-            405: f"{request.url.path} does not take {request.method}",
+            404: f"there is no {request.method} {path}",
+            405: f"{path} does not take {request.method}",
         }.get(error.status_code, str(error.detail))
         return response_to(error.status_code, error_body(error.status_code, message), error.headers)
 

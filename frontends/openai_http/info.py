@@ -14,6 +14,7 @@ from core.interfaces.request import EngineStats
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 
+READ = ["GET", "HEAD"]  # load balancers look with HEAD
 _STATS_TIMEOUT = 2.0  # seconds; a scrape must not hang because the engine does
 
 
@@ -32,11 +33,11 @@ def add_routes(app: FastAPI, door: Door) -> None:
             "max_model_len": card.max_model_len,
         }
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> Response:
         return response_to(200, {"object": "list", "data": [model(name) for name in door.served_names]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def one_model(name: str) -> Response:
         return response_to(200, model(door.model_named(name)))
 
@@ -49,10 +50,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
             return response_to(503, {"status": "not ready", "detail": state.detail or str(door.closed or "")})
         return response_to(200, {"status": "ok"})
 
-    app.add_api_route("/health", health, methods=["GET"])
-    app.add_api_route("/ping", health, methods=["GET", "POST"])
+    app.add_api_route("/health", health, methods=READ)
+    app.add_api_route("/ping", health, methods=[*READ, "POST"])
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         """The engine's last known figures when it does not answer, with ``dovetail_engine_up`` 0."""
         nonlocal last_stats
@@ -63,6 +64,6 @@ def add_routes(app: FastAPI, door: Door) -> None:
             up = False
         return Response(door.metrics.render(last_stats, up=up), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/version")
+    @app.api_route("/version", methods=READ)
     async def version() -> Response:
         return response_to(200, {"version": door.version})

@@ -31,20 +31,28 @@ BACKLOG = 2048
 
 
 class OpenAIServer(FrontEnd):
-    """``run`` serves until SIGTERM, SIGINT, ``stop()`` or the engine's death."""
+    """``run`` serves until SIGTERM, SIGINT, ``stop()`` or the engine's death.
+
+    :raises UserError: when the address cannot be listened on.
+    """
 
     def __init__(self, section: HttpSettings, *, drain_timeout: float) -> None:
         self._section = section
         self._drain_timeout = drain_timeout
+        self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._hurry = asyncio.Event()
 
     def run(self, service: Service) -> ExitCode:
-        """:raises UserError: when the address cannot be listened on."""
-        bound = _bind(self._section.host, self._section.port)
-        with contextlib.closing(bound):
-            return asyncio.run(self._run(service, bound))
+        """:raises UserError: when another program has taken the address since."""
+        with contextlib.closing(self):
+            _listen(self._bound, self._section.host, self._section.port)
+            _share_log()
+            return asyncio.run(self._run(service, self._bound))
+
+    def close(self) -> None:
+        self._bound.close()
 
     def stop(self) -> None:
         """What SIGTERM does, from any thread; nothing when the server does not run."""
@@ -70,7 +78,7 @@ class OpenAIServer(FrontEnd):
                 server_header=False,
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=math.ceil(self._drain_timeout) + FLUSH_TIMEOUT,
+                timeout_graceful_shutdown=_whole(self._drain_timeout + FLUSH_TIMEOUT),
                 backlog=BACKLOG,
             ),
             announcement=f"listening on {_url(bound)}\n",
@@ -169,11 +177,18 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise _unusable(host, port, error) from None
     return bound
+
+
+def _listen(bound: socket.socket, host: str, port: int) -> None:
+    """Not before there is somebody to answer: until then a client is refused instead of kept waiting."""
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:  # two servers that start at the same time may both have bound
+        raise _unusable(host, port, error) from None
 
 
 def _unusable(host: str, port: int, error: OSError) -> UserError:
@@ -202,6 +217,23 @@ def _unusable(host: str, port: int, error: OSError) -> UserError:
             return UserError.of(
                 f"cannot listen on {host}:{port}: {reason.lower()}", "openai_http.host", "give another --host or --port"
             )
+
+
+def _whole(seconds: float) -> int | None:
+    return math.ceil(seconds) if math.isfinite(seconds) else None
+
+
+def _share_log() -> None:
+    """What uvicorn warns of looks like every other line, and a client that was cut off at a stop is no traceback."""
+    theirs, ours = logging.getLogger("uvicorn"), logging.getLogger("dovetail")
+    theirs.setLevel(logging.WARNING)
+    if not theirs.handlers:
+        theirs.handlers = list(ours.handlers)
+    logging.getLogger("uvicorn.error").addFilter(_no_cut_offs)
+
+
+def _no_cut_offs(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _url(bound: socket.socket) -> str:

@@ -6,6 +6,7 @@ As a program it serves itself through the HTTP front end, tells what happens to 
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 
@@ -203,8 +204,11 @@ def main(options):
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.die, "killed by a signal")
             return await super().wait_dead()
 
+    handler = logging.StreamHandler()  # as the launcher does
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
+    logging.getLogger("dovetail").addHandler(handler)
     section = HttpSettings(port=0, **options.get("section", {}))
-    context = Context(section=section, settings={"drain_timeout": options.get("drain_timeout", 5.0)}, facts={})
+    context = Context(section=section, settings={"drain_timeout": float(options.get("drain_timeout", 5.0))}, facts={})
     return create(context).run(Mortal(tell=tell, **options.get("service", {})))
 
 

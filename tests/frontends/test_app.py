@@ -445,13 +445,45 @@ def test_one_failing_prompt_aborts_its_siblings():
     original = service.generate
 
     def generate(prompt, params, *, request_id, **kwargs):
-        kwargs["cache_salt"] = "error_after=2" if request_id.endswith("-1") else "hold_after=1"
+        kwargs["cache_salt"] = "error_after=2" if request_id.endswith(" 1") else "hold_after=1"
         return original(prompt, params, request_id=request_id, **kwargs)
 
     service.generate = generate
     response = post(COMPLETE, {"prompt": ["a", "b"], "request_id": "r"}, service)
     assert response.status_code == 500
-    assert service.aborted == ["cmpl-r-0"]
+    assert service.aborted == ["cmpl-r 0"]
+
+
+def test_the_prompts_of_one_call_take_no_id_that_another_call_may_have():
+    async def run():
+        service = FakeService()
+        async with app_client(service) as client:
+            several = asyncio.create_task(
+                client.post(COMPLETE, json={"prompt": ["a", "b"], "request_id": "r", "cache_salt": "hold_after=1"})
+            )
+            while len(service.running) < 2:
+                await asyncio.sleep(0)
+            other = await client.post(COMPLETE, json={"prompt": "c", "request_id": "r-1"})
+            several.cancel()
+            await asyncio.gather(several, return_exceptions=True)
+            return other, [request[0] for request in service.requests]
+
+    other, ids = asyncio.run(run())
+    assert other.status_code == 200
+    assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/v1/models", "/v1/models/fake", "/metrics", "/version"])
+def test_what_is_read_can_be_looked_at_with_head(path):
+    async def run():
+        async with app_client(FakeService()) as client:
+            return await client.head(path)
+
+    assert asyncio.run(run()).status_code == 200
+
+
+def test_a_long_path_is_not_told_back_whole():
+    assert error_of(get("/" + "a" * 5000))["message"] == f"there is no GET /{'a' * 199}..."
 
 
 def test_a_request_id_in_use_is_refused():

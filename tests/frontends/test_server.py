@@ -187,8 +187,59 @@ def test_the_launchers_signal_handlers_come_back():
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("body", [b"", b'{"prompt": '])
+def test_a_body_that_does_not_come_holds_up_no_stop(body):
+    with serving(drain_timeout=30) as served:
+        host, _, port = served.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n"
+            connection.sendall(head + body)
+            assert connection.recv(100).startswith(b"HTTP/1.1 100")  # the route reads
+            served.process.terminate()
+            answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "server_stopping"
+        assert served.wait(10) == ExitCode.OK
+    assert not any("Traceback" in line for line in served.errors)
+
+
+def test_a_drain_without_an_end():
+    with serving(drain_timeout="inf") as served:
+        served.process.terminate()
+        assert served.wait() == ExitCode.OK
+
+
+def test_what_is_no_http_is_told_like_everything_else():
+    with serving() as served:
+        host, _, port = served.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"garbage\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    [line] = [line for line in served.errors if line]
+    assert line == "W uvicorn.error: Invalid HTTP request received."
+
+
 def run_on(host, port):
-    return OpenAIServer(HttpSettings(host=host, port=port), drain_timeout=0).run(FakeService())
+    return OpenAIServer(HttpSettings(host=host, port=port), drain_timeout=0)
+
+
+def test_nobody_is_kept_waiting_before_the_server_runs():
+    server = run_on("127.0.0.1", 0)
+    port = server._bound.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    server.close()
+
+
+def test_two_servers_that_started_together():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = run_on("127.0.0.1", port), run_on("127.0.0.1", port)
+    first._bound.listen()
+    with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use by another program"):
+        second.run(FakeService())
+    first.close()
 
 
 def test_a_port_in_use_is_the_users_to_mend():
