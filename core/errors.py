@@ -21,7 +21,8 @@ class Problem:
     """One thing that is wrong: what, where it was set, and what to do about it.
 
     ``what`` is a lower-case sentence without a final full stop; ``where`` names an origin
-    ("--max-model-len", "$DOVETAIL_MODEL", "demo.toml:7") or is empty; each remedy is an instruction.
+    ("--max-model-len", "$DOVETAIL_MODEL", "demo.toml:7") or is empty; each remedy is an instruction. Code that knows which
+    setting is wrong, but not where it was set, gives its key ("model", "openai_http.port"): the launch puts the origin there.
     """
 
     what: str

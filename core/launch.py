@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import signal
 import sys
@@ -12,8 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from core.compose.plan import Plan
-from core.errors import EngineDeadError, ExitCode
+from core.compose.plan import Plan, by_origin
+from core.errors import EngineDeadError, ExitCode, UserError
 from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
 from core.text.local import Continuation, LocalService, of_prompt
 
@@ -32,15 +31,15 @@ def serve(plan: Plan) -> ExitCode:
     """
     began = time.monotonic()
     show_log(plan)
+    from core.compose.build import create_front_end, fetched
     from core.engine.client import EngineClient
 
-    with _sigterm_ends():
+    with _sigterm_ends(), _telling_origins(plan):
         client = None
         try:
-            plan = _fetched(plan)
+            plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
             client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
             client.start()
-            from core.compose.build import create_front_end
             from core.text.service import TextService
 
             front_end = create_front_end(plan)
@@ -75,11 +74,12 @@ def open_local(plan: Plan) -> LocalService:
     """
     for warning in plan.warnings:
         log.warning("%s", warning)
-    plan = _fetched(plan)
-    from core.compose.build import build_engine
+    from core.compose.build import build_engine, fetched
 
-    tokenizer, chat_template, card = _text_side(plan)
-    return LocalService(build_engine(plan), tokenizer, chat_template, card)
+    with _telling_origins(plan):
+        plan = fetched(plan)
+        tokenizer, chat_template, card = _text_side(plan)
+        return LocalService(build_engine(plan), tokenizer, chat_template, card)
 
 
 def show_log(plan: Plan) -> None:
@@ -91,11 +91,14 @@ def show_log(plan: Plan) -> None:
         log.addHandler(handler)
 
 
-def _fetched(plan: Plan) -> Plan:
-    """With every file on disk: fetched here once, where Ctrl-C is heard, instead of by two processes at the same time."""
-    from core.models.sources import fetch
-
-    return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
+@contextlib.contextmanager
+def _telling_origins(plan: Plan) -> Iterator[None]:
+    """What goes wrong only now is told like what composing refuses: with the flag, variable or line that set it."""
+    try:
+        yield
+    except UserError as error:
+        located = (by_origin(problem, plan.origins) for problem in error.problems)
+        raise UserError(*located, exit_code=error.exit_code) from error
 
 
 def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:

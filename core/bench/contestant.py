@@ -43,10 +43,10 @@ class Contestant(ABC):
 class Dovetail(Contestant):
     def __init__(self, argv: list[str]) -> None:
         from core.compose import compose
-        from core.compose.build import build_engine
+        from core.compose.build import build_engine, fetched
 
         plan = compose(argv)
-        self._engine = build_engine(plan)
+        self._engine = build_engine(fetched(plan))
         self._runs = 0
         self.versions = {"composed of": " ".join(plan.plugins)}
 

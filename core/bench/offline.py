@@ -196,20 +196,11 @@ def _argv(options: Options, model: str | None = None) -> list[str]:
 
 def _write(plan: Plan, folder: Path, dtype: str) -> None:
     from core.bench.checkpoint import write_checkpoint
-    from core.compose.build import checkpoint_formats
-    from core.models.loading import open_checkpoint, weights
-    from core.models.sources import fetch
+    from core.compose.build import fetched, stored_weights
     from core.plugin_manager import PluginManager
 
-    manager = PluginManager.load_only(plan.plugins)
-    offers: list[Any] = [found.offer for found in manager.offers("model")]
-    family = next(offer.family() for offer in offers if plan.facts["model.architecture"] in offer.architectures)
-    folder_read = fetch(plan.model, plan.settings)
-    checkpoint = open_checkpoint(folder_read, checkpoint_formats(plan, manager), plan.settings["seed"])
-    try:
-        write_checkpoint(folder, plan.spec, weights(checkpoint, family, plan.spec), dtype)
-    finally:
-        checkpoint.close()
+    with stored_weights(fetched(plan), PluginManager.load_only(plan.plugins)) as weights:
+        write_checkpoint(folder, plan.spec, weights, dtype)
 
 
 def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tuple[list[Row], Agreement | None]:

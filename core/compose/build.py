@@ -5,7 +5,9 @@ Heavy on purpose: this is what a worker process does with the plan it was sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from core.compose.facts import show
@@ -18,14 +20,24 @@ if TYPE_CHECKING:
     from core.engine.engine import Engine
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.frontend import FrontEnd
-    from core.interfaces.model import CheckpointFormat
+    from core.interfaces.model import CheckpointFormat, Weight
     from core.models.decoder import Decoder
 
 
-def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
-    """The plan's engine in this process, with its weights loaded.
+def fetched(plan: Plan) -> Plan:
+    """The same plan with every file of its model on disk; composing fetched only what it had to read.
 
-    :raises UserError: when the model cannot be fetched or does not fit after all.
+    :raises UserError: when something cannot be fetched.
+    """
+    from core.models.sources import fetch
+
+    return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
+
+
+def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
+    """The engine of a ``fetched`` plan in this process, with its weights loaded.
+
+    :raises UserError: when the model cannot be read or does not fit after all.
     """
     from core.engine.engine import Engine, EngineConfig
     from core.engine.runner import Runner
@@ -63,19 +75,31 @@ def create_front_end(plan: Plan, manager: PluginManager | None = None) -> FrontE
 
 
 def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager) -> Decoder:
-    """Fetch what is not on disk yet, then place weights one at a time as they stream in."""
+    """Place weights one at a time as they stream in."""
     from core.models.decoder import Decoder
+
+    quantizer = _create(plan, manager, "quantizer") if plan.chosen("quantizer") else None
+    with stored_weights(plan, manager) as weights:
+        return Decoder.load(plan.spec, weights, backend, quantizer)
+
+
+def load_model(plan: Plan) -> Decoder:
+    """The decoder of a ``fetched`` plan alone, in this process: to look at what it computes, without an engine around it."""
+    manager = PluginManager.load_only(plan.plugins)
+    return load_decoder(plan, _create(plan, manager, "compute_backend"), manager)
+
+
+@contextmanager
+def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weight]]:
+    """The weights of a ``fetched`` plan's checkpoint, in canonical form, while it is open."""
     from core.models.loading import open_checkpoint, weights
-    from core.models.sources import fetch
 
     family = _offered(plan, manager, "model").offer
     if not isinstance(family, ModelOffer):
         raise TypeError(f"{family.name} is no model")
-    quantizer = _create(plan, manager, "quantizer") if plan.chosen("quantizer") else None
-    folder = fetch(plan.model, plan.settings)
-    checkpoint = open_checkpoint(folder, checkpoint_formats(plan, manager), plan.settings["seed"])
+    checkpoint = open_checkpoint(plan.model, checkpoint_formats(plan, manager), plan.settings["seed"])
     try:
-        return Decoder.load(plan.spec, weights(checkpoint, family.family(), plan.spec), backend, quantizer)
+        yield weights(checkpoint, family.family(), plan.spec)
     finally:
         checkpoint.close()
 

@@ -9,10 +9,10 @@ from core.compose.automatic import resolve_machine, resolve_sizes
 from core.compose.choose import Selection, select, splitting_schedulers
 from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
-from core.compose.find_model import Found, by_origin, find_model, is_here
+from core.compose.find_model import Found, find_model, is_here
 from core.compose.first_pass import FirstPass
 from core.compose.gather import gather_facts, gather_rules, origins_of
-from core.compose.plan import Choice, Plan
+from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import DeviceProbe, probe_devices
 from core.compose.rules import Violation, judge
 from core.compose.settings import KIND_SETTINGS
@@ -58,7 +58,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
         try:
             found = find_model(configuration, selection, resolved)
         except UserError as error:
-            problems += [by_origin(problem, configuration) for problem in error.problems]
+            problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:
         resolve_sizes(resolved, configuration, selection, found.spec, probe)
         facts, violations, mistakes = state(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from core.compose.automatic import Resolved
 from core.compose.choose import Selection
 from core.compose.configuration import Configuration
-from core.errors import Problem, UserError
+from core.errors import UserError
 from core.interfaces.model import DecoderSpec, ModelFolder
 from core.offers import CheckpointFormatOffer, ModelOffer
 from core.plugin_manager import Offered, PluginManager
@@ -93,11 +92,3 @@ def _family(architectures: list[str], manager: PluginManager, selection: Selecti
 
 def is_here(model: str) -> bool:
     return model.startswith("random:") or Path(model).expanduser().exists()
-
-
-def by_origin(problem: Problem, configuration: Configuration) -> Problem:
-    """Whoever looks for a model does not know where the setting was set; this step does."""
-    if (problem.where,) not in configuration.vocabulary.settings:
-        return problem
-    origin = configuration.origin(problem.where)
-    return dataclasses.replace(problem, where=origin if origin != "default" else f"default of {problem.where}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,3 +49,11 @@ class Plan:
     @property
     def plugins(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(choice.plugin for choice in self.choices))
+
+
+def by_origin(problem: Problem, origins: Mapping[str, str]) -> Problem:
+    """Whoever meets a problem knows which setting it is about, and says so in ``where``; the origin is where that was set."""
+    origin = origins.get(problem.where)
+    if origin is None:
+        return problem
+    return dataclasses.replace(problem, where=f"{origin} of {problem.where}" if origin in ("default", "auto") else origin)

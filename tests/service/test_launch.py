@@ -94,6 +94,23 @@ def test_a_front_end_that_raises_leaves_no_engine(monkeypatch):
         served(monkeypatch, visit, plan())
 
 
+@pytest.mark.parametrize(
+    ("origins", "where"),
+    [
+        ({}, "openai_http.port"),
+        ({"openai_http.port": "demo.toml:3"}, "demo.toml:3"),
+        ({"openai_http.port": "default"}, "default of openai_http.port"),
+    ],
+)
+def test_a_setting_that_turns_out_wrong_is_told_with_its_origin(monkeypatch, origins, where):
+    async def visit(service):
+        raise UserError.of("port 80 may not be listened on", "openai_http.port", "--port 8000")
+
+    with pytest.raises(UserError) as caught:
+        served(monkeypatch, visit, dataclasses.replace(plan(), origins=origins))
+    assert caught.value.problems == (Problem("port 80 may not be listened on", where, ("--port 8000",)),)
+
+
 @pytest.mark.parametrize(("build", "word"), [("block", "loading"), ("well", "running")])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_no_front_end_hears_end_the_launch_in_order(build, word, number):
