@@ -13,37 +13,22 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 import zmq
 
 from core.engine import wire
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
-from core.interfaces.limits import RequestLimits
-from core.interfaces.request import EngineStats, Request, TokenEvent
+from core.interfaces.engine import EngineLike
+from core.interfaces.request import Request
 
 log = logging.getLogger("dovetail.engine")
 
 LIFELINE = 0  # standard input: the parent's end closes when the parent ends, however it ends
 PARENT_CHECK_SECONDS = 0.5
 FAREWELL_MS = 2000  # how long a last message may take to leave
-
-
-class EngineLike(Protocol):
-    """What the loop needs of an engine; ``core.engine.engine.Engine`` has it."""
-
-    limits: RequestLimits
-
-    @property
-    def has_work(self) -> bool: ...
-    def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> bool: ...
-    def step(self) -> Sequence[TokenEvent]: ...
-    def stats(self) -> EngineStats: ...
-    def close(self) -> None: ...
-
 
 EngineBuilder = Callable[[Any], EngineLike]
 

@@ -6,7 +6,6 @@ drawn by table: 65,536 quantiles, one for each 16 random bits, so that a tensor 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from hashlib import blake2b
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.interfaces.model import Checkpoint, CheckpointFormat, Tensor
+from core.suggest import did_you_mean
 
 PREFIX = "random:"
 SPREAD = 0.02  # standard deviation of linears and embeddings, as transformers initializes them
@@ -76,9 +76,8 @@ def parse(text: str) -> tuple[str, int]:
     """(shape, seed) of "random:SHAPE" or "random:SHAPE@SEED"."""
     name, _, seed = text.removeprefix(PREFIX).partition("@")
     if name not in SHAPES:
-        close = difflib.get_close_matches(name, SHAPES, n=1)
         raise UserError.of(
-            f"there is no random shape {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+            f"there is no random shape {name!r}{did_you_mean(name, SHAPES)}",
             "model",
             f"choose one of {', '.join(PREFIX + known for known in SHAPES)}",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from core.errors import UserError
 from core.interfaces.model import CheckpointFormat, ModelFolder
 from core.models import demo, hubs
+from core.suggest import did_you_mean
 
 RANDOM = "random:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -119,10 +119,8 @@ def needed(formats: Mapping[str, CheckpointFormat], name: str) -> CheckpointForm
 def not_found(model: str) -> UserError:
     if model.startswith((".", "/", "~")) or "/" in model or model.endswith(".gguf"):
         return UserError.of(f"there is no folder or file {model}", "model", "check the path")
-    close = difflib.get_close_matches(model, [demo.NAME], n=1)
     return UserError.of(
-        f"there is no model {model!r}: it is no folder, and names on a hub read OWNER/NAME"
-        + (f"; did you mean {close[0]!r}?" if close else ""),
+        f"there is no model {model!r}: it is no folder, and names on a hub read OWNER/NAME{did_you_mean(model, [demo.NAME])}",
         "model",
         "--model demo, a local folder, OWNER/NAME on a hub, or random:SHAPE",
     )

@@ -1,4 +1,4 @@
-"""The same over an engine in this process, synchronously: many prompts in, all their texts out."""
+"""What ``service`` is for front ends, for a caller in the engine's own process: synchronous, many prompts at a time."""
 
 from __future__ import annotations
 
@@ -9,28 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from core.errors import EngineDeadError, RequestError
+from core.interfaces.engine import EngineLike
 from core.interfaces.frontend import ChatTemplate, ModelCard, TextDelta, TokenInfo, Tokenizer
-from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
 from core.text.assembler import TextAssembler
 from core.text.service import continuations
 
 QUEUE_FULL = 429
-
-
-class LocalEngine(Protocol):
-    limits: RequestLimits
-
-    @property
-    def has_work(self) -> bool: ...
-    def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> bool: ...
-    def step(self) -> Sequence[TokenEvent]: ...
-    def stats(self) -> EngineStats: ...
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -60,7 +48,7 @@ class Continuation:
 class LocalService:
     def __init__(
         self,
-        engine: LocalEngine,
+        engine: EngineLike,
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None,
         card: ModelCard,
@@ -109,7 +97,7 @@ class LocalService:
 class _Batch:
     def __init__(
         self,
-        engine: LocalEngine,
+        engine: EngineLike,
         tokenizer: Tokenizer,
         jobs: Sequence[tuple[Sequence[int], SamplingParams]],
         batch: int,
