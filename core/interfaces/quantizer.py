@@ -38,6 +38,10 @@ class Quantizer(ABC):
     layout: str
     roles: frozenset[Role]  # which linears are packed; the others keep the model's dtype
 
+    def of_role(self, role: Role) -> Quantizer:
+        """What packs the linears of this role: another quantizer, when a format mixes (a head in more bits than the layers)."""
+        return self
+
     @abstractmethod
     def pack(self, weight: NDArray[np.float32]) -> Packed:
         """Pack rows of a matrix [out, in]. Rows are independent: packing parts and stacking them equals packing the whole.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from core.compute.torch_backend import linear, logits, machine, rope, step
+from core.compute.torch_backend import linear, logits, machine, quantized, rope, step
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
 from core.compute.torch_backend.step import Step
@@ -19,6 +19,7 @@ from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache,
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.quantizer import Quantizer
 
+linear.KERNELS |= quantized.CPU_KERNELS
 DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

@@ -135,7 +135,7 @@ def place(
     """``embedding``: the table of a tied model, when it is placed."""
     role = weight.name.role
     if quantizer is not None and role in quantizer.roles:
-        return quantized(weight, spec, quantizer, target)
+        return quantized(weight, spec, quantizer.of_role(role), target)
     if embedding is None or not weight.tied:
         return target.linear(role, array(weight, spec, target), target.format)
     if target.packs:
