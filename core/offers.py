@@ -74,11 +74,16 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerOffer(Offer):
-    """``create(context)`` gives the quantizer. ``bits`` is the nominal width, for memory estimates and the hardware table."""
+    """``create(context)`` gives the quantizer. ``bits`` is the nominal width, for memory estimates and the hardware table.
+
+    ``stored_bits(section, role, in_features)``: the bits that a weight of this role takes, scales included, or None when the
+    role is not packed. Left out, the layers' linears take ``bits`` and the head is not packed.
+    """
 
     kind: ClassVar[str] = "quantizer"
     create: Callable[[Context], Quantizer]
     bits: float
+    stored_bits: Callable[[Any, str, int], float | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from core.compose.configuration import Configuration
 from core.compose.facts import GIB
 from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
-from core.interfaces.model import DecoderSpec
+from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
+from core.offers import QuantizerOffer
 
 LONGEST_BY_ITSELF = 32768
 SEQUENCES = 128
@@ -70,7 +71,7 @@ def resolve_sizes(
 ) -> None:
     """Lengths, batch sizes, the scheduler where it hangs on them, and the pages: in this order, each from those before."""
     settings = resolved.settings
-    bits = getattr(selection.offer("quantizer"), "bits", None)
+    bits = _stored_bits(configuration, selection, spec)
     budget = budget_bytes(settings, probe)
     asked_step = settings["max_num_batched_tokens"]
     if settings["max_num_seqs"] is None:
@@ -94,6 +95,21 @@ def resolve_sizes(
             why = "more tokens than max_model_len times max_num_seqs there never are"
         resolved.decide("max_num_batched_tokens", step, why)
     _resolve_pages(resolved, memory, probe)
+
+
+def _stored_bits(configuration: Configuration, selection: Selection, spec: DecoderSpec) -> dict[Role, float]:
+    """The bits of a weight in each role that is packed."""
+    offer = selection.offer("quantizer")
+    if not isinstance(offer, QuantizerOffer):
+        return {}
+    if offer.stored_bits is None:
+        return {role: offer.bits for role in LINEAR_ROLES if role != "head"}
+    section = None
+    if offer.settings is not None:
+        values, problems = configuration.section(selection.offers["quantizer"].plugin)
+        section = offer.settings() if problems else offer.settings.model_validate(values)
+    stored = {role: offer.stored_bits(section, role, spec.shape(role)[1]) for role in LINEAR_ROLES}
+    return {role: bits for role, bits in stored.items() if bits is not None}
 
 
 def _splits(selection: Selection) -> bool:

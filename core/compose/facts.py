@@ -70,6 +70,7 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("model.heads", int, "query heads"),
     Fact("model.kv_heads", int, "key/value heads"),
     Fact("model.head_dim", int, "width of a head"),
+    Fact("model.q_width", int, "width of all query heads together"),
     Fact("model.vocab", int, "vocabulary size"),
     Fact("model.parameters", int, "parameters in all; a tied head counts once"),
     Fact("compute.dtype", str, "number format of weights and KV cache"),
@@ -206,6 +207,7 @@ def model_facts(name: str, architecture: str, checkpoint_format: str, spec: Deco
         "model.heads": spec.num_heads,
         "model.kv_heads": spec.num_kv_heads,
         "model.head_dim": spec.head_dim,
+        "model.q_width": spec.q_width,
         "model.vocab": spec.vocab,
         "model.parameters": spec.parameters,
     }

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from core.interfaces.compute import DTYPE_BYTES
-from core.interfaces.model import LINEAR_ROLES, DecoderSpec
+from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
 
 
 class Memory:
     """One model in one number format. All in bytes, tokens and pages; estimates err on the large side."""
 
     def __init__(
-        self, spec: DecoderSpec, dtype: str, bits: float | None, page_size: int, max_num_seqs: int, budget: int | None
+        self, spec: DecoderSpec, dtype: str, bits: Mapping[Role, float], page_size: int, max_num_seqs: int, budget: int | None
     ) -> None:
+        """``bits``: what a weight takes in each role that is packed."""
         element = DTYPE_BYTES[dtype]
-        linear = sum(math.prod(spec.shape(role)) for role in LINEAR_ROLES if role != "head") * spec.num_layers
-        self.weights = int(linear * (bits / 8 if bits else element)) + (spec.parameters - linear) * element
+        self.weights = spec.parameters * element
+        for role in LINEAR_ROLES:
+            if role in bits:
+                parameters = math.prod(spec.shape(role)) * (1 if role == "head" else spec.num_layers)
+                self.weights += math.ceil(parameters * bits[role] / 8)
+                if role != "head" or not spec.tied_head:  # a tied head is packed beside the embedding, which stays
+                    self.weights -= parameters * element
         self.page = spec.kv_bytes_per_token(element) * page_size
         self.page_size = page_size
         self.budget = budget
