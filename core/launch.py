@@ -34,15 +34,16 @@ def serve(plan: Plan) -> ExitCode:
     from core.compose.build import create_front_end, fetched
     from core.engine.client import EngineClient
 
-    with _sigterm_ends(), _telling_origins(plan):
+    with _sigterm_ends(), _telling_origins(plan), contextlib.ExitStack() as ending:
         client = None
         try:
+            front_end = create_front_end(plan)  # first: a port in use is told before anything is fetched or loaded
+            ending.callback(front_end.close)
             plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
             client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
             client.start()
             from core.text.service import TextService
 
-            front_end = create_front_end(plan)
             tokenizer, chat_template, card = _text_side(plan)
             limits = client.wait_ready()
             service = TextService(client, tokenizer, chat_template, card, limits)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
-from core.errors import ExitCode, UserError
+from core.errors import ExitCode, Problem, UserError
+
+INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve") -> int:
@@ -18,6 +21,8 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve
         for problem in error.problems:
             print(problem_text(problem), file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # `--explain | head`
         return ExitCode.OK
 
@@ -60,8 +65,17 @@ def _main(argv: Sequence[str], program: str) -> int:
 
 
 def _print(text: str) -> int:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        sys.stdout = None  # what could not be written is not tried again at the end
+        problem = Problem(f"standard output cannot be written to: {(error.strerror or str(error)).lower()}")
+        raise UserError(problem, exit_code=ExitCode.FAILED) from None
     return ExitCode.OK
 
 

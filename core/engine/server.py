@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -47,8 +48,10 @@ def main() -> None:
             inbox.connect(f"ipc://{folder}/to_engine")
             outbox.connect(f"ipc://{folder}/from_engine")
             code = _live(inbox, outbox, payload)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):  # None, where the server was started with it closed
+        with contextlib.suppress(OSError):
+            if stream is not None:
+                stream.flush()
     os._exit(code)  # an interpreter's orderly end may wait for a framework's threads
 
 

@@ -81,7 +81,7 @@ class OpenAIServer(FrontEnd):
                 timeout_graceful_shutdown=_whole(self._drain_timeout + FLUSH_TIMEOUT),
                 backlog=BACKLOG,
             ),
-            announcement=f"listening on {_url(bound)}\n",
+            announcement=f"listening on {_url(bound)}",
         )
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         stopping = asyncio.create_task(self._stop.wait())
@@ -142,8 +142,14 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        sys.stdout.write(self._announcement)
-        sys.stdout.flush()
+        try:
+            if sys.stdout is not None:
+                sys.stdout.write(f"{self._announcement}\n")
+                sys.stdout.flush()
+                return
+        except OSError:  # a full disk, a reader that has left
+            pass
+        log.info("%s", self._announcement)
 
 
 @contextlib.contextmanager

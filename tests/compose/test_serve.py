@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import core.serve
 from tests.compose.fakes import CPU, PYTHON, install
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +211,28 @@ def test_the_examples_compose(tmp_path):
         "--plugins", "openai_http", "--model", "random:tiny", "--max-model-len", "2048", "--max-num-seqs", "32", "--dump-config"
     )
     assert equal.stdout == done.stdout
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--explain", "--model", "random:tiny"]])
+def test_a_standard_output_that_takes_nothing(command):
+    arguments = ["-m", "core.serve", *command]
+    environment = {**os.environ, "DOVETAIL_DEVICE_PROBE": CPU.to_json()}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PYTHON, *arguments], cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "dovetail: error: standard output cannot be written to: no space left on device\n",
+    )
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", PYTHON, *arguments]
+    done = subprocess.run(shell, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "dovetail: error: standard output cannot be written to: it is closed\n")
+
+
+def test_ctrl_c_while_composing_is_no_traceback(monkeypatch):
+    def interrupted(argv, program):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core.serve, "_main", interrupted)
+    assert core.serve.main([]) == 130

@@ -1,6 +1,9 @@
 """The front end as a process: how it starts, what happens when a client leaves, how it stops, what the engine's death does."""
 
+import asyncio
+import io
 import json
+import logging
 import signal
 import socket
 import threading
@@ -217,6 +220,30 @@ def test_what_is_no_http_is_told_like_everything_else():
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
     [line] = [line for line in served.errors if line]
     assert line == "W uvicorn.error: Invalid HTTP request received."
+
+
+@pytest.mark.parametrize("stdout", [None, "/dev/full"])
+def test_a_standard_output_that_takes_nothing_stops_no_server(monkeypatch, caplog, stdout):
+    server = OpenAIServer(HttpSettings(port=0), drain_timeout=1.0)
+
+    class Ready(FakeService):
+        async def wait_dead(self):
+            while "listening on http://127.0.0.1:" not in caplog.text:
+                await asyncio.sleep(0)
+            server.stop()
+            return await super().wait_dead()
+
+    caplog.set_level(logging.INFO, "dovetail")
+    stream = None if stdout is None else open(stdout, "wb", buffering=0)  # noqa: SIM115
+    text = None if stream is None else io.TextIOWrapper(stream, write_through=True)
+    monkeypatch.setattr("sys.stdout", text)
+    try:
+        assert server.run(Ready()) is ExitCode.OK
+    finally:
+        monkeypatch.undo()
+        if stream is not None:
+            text.detach()
+            stream.close()
 
 
 def run_on(host, port):

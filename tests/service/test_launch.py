@@ -1,6 +1,7 @@
 """A plan served: engine process, front end, exit codes, signals."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -10,6 +11,8 @@ import time
 
 import pytest
 
+import core.compose.build
+import core.engine.client
 from core import launch
 from core.compose.plan import Plan
 from core.errors import EngineDeadError, ExitCode, Problem, UserError
@@ -53,6 +56,31 @@ def test_what_the_user_can_mend_comes_through_from_the_engine_s_process(monkeypa
     with pytest.raises(UserError) as caught:
         served(monkeypatch, never, plan(setup=Setup(build="user error")))
     assert caught.value.problems[0] == Problem("no such model", "--model", ("name another",))
+
+
+def test_a_front_end_that_cannot_be_made_is_told_before_anything_is_fetched_or_loaded(monkeypatch):
+    def taken(plan):
+        raise UserError.of("port 8000 is in use")
+
+    def never(*arguments, **settings):
+        raise AssertionError("too early")
+
+    monkeypatch.setattr(core.compose.build, "create_front_end", taken)
+    monkeypatch.setattr(core.compose.build, "fetched", never)
+    monkeypatch.setattr(core.engine.client, "EngineClient", never)
+    with pytest.raises(UserError, match="port 8000 is in use"):
+        launch.serve(plan())
+
+
+@pytest.mark.parametrize("how", ["well", "user error", "crash"])
+def test_the_front_end_is_closed_whether_it_ran_or_not(monkeypatch, how):
+    closed = []
+    door = Door(one_text)
+    door.close = lambda: closed.append(door)
+    fake_launch.install(monkeypatch, door)
+    with contextlib.suppress(UserError):
+        launch.serve(plan(setup=Setup(build=how)))
+    assert closed == [door]
 
 
 @pytest.mark.parametrize(
