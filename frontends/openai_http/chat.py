@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -14,11 +12,9 @@ from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
-from frontends.openai_http.generation import Gathered, answer, encode
+from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
 from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
 from frontends.openai_http.schema import ChatBody
-
-LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
 
 
 class ChatForm:
@@ -58,19 +54,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompt = await _prompt(door, body)
-        options = body.stream_options
-        call = Call(
-            id=f"chatcmpl-{body.request_id or uuid4().hex}",
-            model=model,
-            created=int(time.time()),
-            prompts=[prompt],
-            params=params,
-            priority=body.priority,
-            cache_salt=body.cache_salt or "",
-            stream=bool(body.stream),
-            include_usage=bool(options and options.include_usage),
-            continuous_usage=bool(options and options.continuous_usage_stats),
-        )
+        call = Call.of(body, "chatcmpl", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
             return await answer(door, request, call, ChatForm())

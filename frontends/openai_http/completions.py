@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -13,9 +11,8 @@ from starlette.responses import Response
 
 from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
-from frontends.openai_http.chat import LOWEST_LOGPROB
 from frontends.openai_http.door import Call, Door
-from frontends.openai_http.generation import Gathered, answer, encode
+from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
 from frontends.openai_http.params import check_limits, completion_params, fitted
 from frontends.openai_http.schema import CompletionBody
 
@@ -69,19 +66,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))
         for prompt in prompts:
             check_limits(door.service.card, prompt, params)
-        options = body.stream_options
-        call = Call(
-            id=f"cmpl-{body.request_id or uuid4().hex}",
-            model=model,
-            created=int(time.time()),
-            prompts=prompts,
-            params=params,
-            priority=body.priority,
-            cache_salt=body.cache_salt or "",
-            stream=bool(body.stream),
-            include_usage=bool(options and options.include_usage),
-            continuous_usage=bool(options and options.continuous_usage_stats),
-        )
+        call = Call.of(body, "cmpl", model, prompts, params)
         echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in body.prompt] if body.echo else None
         return await answer(door, request, call, CompletionForm(params.n, echoes))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from core.errors import RequestError
 from core.interfaces.frontend import Service
@@ -15,6 +17,7 @@ from core.interfaces.request import SamplingParams
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.plugin import HttpSettings
+from frontends.openai_http.schema import GenerationBody
 
 Result = TypeVar("Result")
 
@@ -33,6 +36,23 @@ class Call:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+
+    @classmethod
+    def of(cls, body: GenerationBody, kind: str, model: str, prompts: Sequence[list[int]], params: SamplingParams) -> Call:
+        """``kind`` begins the id, which goes on as the request says, or at random."""
+        options = body.stream_options
+        return cls(
+            id=f"{kind}-{body.request_id or uuid4().hex}",
+            model=model,
+            created=int(time.time()),
+            prompts=prompts,
+            params=params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            stream=bool(body.stream),
+            include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
+        )
 
 
 class Door:

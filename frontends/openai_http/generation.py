@@ -20,6 +20,7 @@ from frontends.openai_http.metrics import Stopwatch
 from frontends.openai_http.sse import DONE, ChunkWriter, EventStream, event
 
 log = logging.getLogger("dovetail.http")
+LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
 _LONG_TEXT = 20_000  # characters; tokenizing more than this would hold up every stream for milliseconds
 
 
