@@ -18,6 +18,7 @@ from core.interfaces.quantizer import Packed
 
 GROUPS = (256, 128, 64, 32)  # weights to a scale that the four-bit kernel knows
 LANES = 16  # rows that the four-bit kernel takes at a time
+BLOCK = 512  # rows rearranged at a time: a multiple of every block that the kernel makes
 SECOND = 254.0  # steps of the second digit in one of the first
 SMALLEST = 1e-30  # step of a token's activations: a token of zeros has one too
 
@@ -67,7 +68,6 @@ class Int4Linear(TorchLinear):
     def __init__(self, role: Role, packed: Packed) -> None:
         pairs, scale = borrowed(packed.arrays["codes"]), borrowed(packed.arrays["scale"])
         rows, half = pairs.shape
-        codes = torch.stack((pairs & 15, pairs >> 4), -1).view(rows, 2 * half)
         group = int(packed.constants["group_size"])
         self._group = kernel_group(group)
         self._missing = 2 * half - packed.shape[1]  # zeros that rows were filled up with
@@ -75,7 +75,8 @@ class Int4Linear(TorchLinear):
             scale = scale.repeat_interleave(group // self._group, 1)
         self._scale_and_zero = torch.zeros(scale.shape[1], rows, 2, dtype=torch.bfloat16)
         self._scale_and_zero[:, :, 0] = scale.T
-        self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        # Blocks of rows are laid out one after the other; what makes them takes 32 bits for each code.
+        self._weight = torch.cat([rearranged(part) for part in pairs.split(BLOCK)])
         self._apply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         name = "a row" if group == 2 * half else f"in groups of {group}"
         super().__init__(role, packed.shape, self._weight.nbytes + self._scale_and_zero.nbytes, f"int4 {name}")
@@ -85,6 +86,12 @@ class Int4Linear(TorchLinear):
             x = functional.pad(x, (0, self._missing))
         out: Tensor = self._apply(x, self._weight, self._group, self._scale_and_zero)
         return out
+
+
+def rearranged(pairs: Tensor) -> Tensor:
+    codes = torch.stack((pairs & 15, pairs >> 4), -1).flatten(1).int()
+    out: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return out
 
 
 def kernel_group(group: int) -> int:
