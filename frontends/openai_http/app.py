@@ -9,7 +9,7 @@ from core.interfaces.frontend import Service
 from frontends.openai_http import chat, completions, errors, info
 from frontends.openai_http.door import Door
 from frontends.openai_http.metrics import Metrics
-from frontends.openai_http.plugin import HttpSettings
+from frontends.openai_http.settings import HttpSettings
 
 
 class CountRequests:

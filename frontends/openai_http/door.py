@@ -16,8 +16,8 @@ from core.interfaces.frontend import Service
 from core.interfaces.request import SamplingParams
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.metrics import Metrics
-from frontends.openai_http.plugin import HttpSettings
 from frontends.openai_http.schema import GenerationBody
+from frontends.openai_http.settings import HttpSettings
 
 Result = TypeVar("Result")
 

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import Field
-
 from core.errors import UserError
 from core.hookspecs import hookimpl
 from core.interfaces.frontend import FrontEnd
-from core.offers import Alias, Context, FrontEndOffer, Section
-
-
-class HttpSettings(Section, frozen=True):
-    """``[openai_http]``."""
-
-    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one and prints it")
-    max_request_bytes: int = Field(
-        default=16 << 20, ge=1024, description="largest request body; a larger one is refused with 413"
-    )
-    max_concurrency: int = Field(default=4096, ge=1, description="generation calls in flight; one more is refused with 429")
-    max_logprobs: int = Field(default=20, ge=0, le=1024, description="most alternatives a token that logprobs may ask for")
+from core.offers import Alias, Context, FrontEndOffer
+from frontends.openai_http.settings import HttpSettings
 
 
 def create(context: Context) -> FrontEnd:

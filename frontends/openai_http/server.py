@@ -20,7 +20,7 @@ from core.interfaces.frontend import FrontEnd, Service
 from frontends.openai_http.app import create_app
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
-from frontends.openai_http.plugin import HttpSettings
+from frontends.openai_http.settings import HttpSettings
 
 log = logging.getLogger("dovetail.http")
 

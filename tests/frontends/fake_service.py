@@ -194,7 +194,8 @@ class FakeService(Service):
 
 def main(options):
     from core.offers import Context
-    from frontends.openai_http.plugin import HttpSettings, create
+    from frontends.openai_http.plugin import create
+    from frontends.openai_http.settings import HttpSettings
 
     def tell(line):
         print(line, flush=True)

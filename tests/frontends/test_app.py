@@ -14,7 +14,7 @@ from core.interfaces.frontend import TextDelta
 from frontends.openai_http.app import create_app
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.errors import StoppingError
-from frontends.openai_http.plugin import HttpSettings
+from frontends.openai_http.settings import HttpSettings
 from tests.frontends.fake_service import ANSWER, BOS, FakeService
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"

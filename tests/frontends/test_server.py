@@ -16,8 +16,8 @@ import pytest
 from core.errors import ExitCode, UserError
 from core.offers import Context
 from frontends.openai_http import plugin
-from frontends.openai_http.plugin import HttpSettings
 from frontends.openai_http.server import OpenAIServer
+from frontends.openai_http.settings import HttpSettings
 from tests.frontends.conftest import serving
 from tests.frontends.fake_service import ANSWER, FakeService
 

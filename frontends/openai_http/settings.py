@@ -1,0 +1,19 @@
+"""The settings of the OpenAI-compatible HTTP server."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from core.offers import Section
+
+
+class HttpSettings(Section, frozen=True):
+    """``[openai_http]``."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one and prints it")
+    max_request_bytes: int = Field(
+        default=16 << 20, ge=1024, description="largest request body; a larger one is refused with 413"
+    )
+    max_concurrency: int = Field(default=4096, ge=1, description="generation calls in flight; one more is refused with 429")
+    max_logprobs: int = Field(default=20, ge=0, le=1024, description="most alternatives a token that logprobs may ask for")
