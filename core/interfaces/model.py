@@ -164,6 +164,7 @@ class ModelFolder:
     name: str  # as the user wrote it
     path: Path | None  # None for "random:" models, which have no files
     format: str  # the name of the CheckpointFormat that reads it
+    defaults: Mapping[str, float] = field(default_factory=dict)  # how to sample where its files do not say
 
 
 class CheckpointFormat(ABC):

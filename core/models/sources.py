@@ -35,7 +35,7 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
         return local(model, path.absolute(), formats)
     if model == demo.NAME:
         needed(formats, "gguf")
-        return ModelFolder(model, demo.demo_file(cache_folder(settings)), "gguf")
+        return ModelFolder(model, demo.demo_file(cache_folder(settings)), "gguf", demo.DEFAULTS)
     if (named := HUB_FILE.fullmatch(model)) is not None:
         needed(formats, "gguf")
         repo, name = named.groups()

@@ -15,12 +15,13 @@ _ERNIE_DEFAULTS = {"temperature": 1.0, "top_p": 0.7}
 def generation_defaults(folder: ModelFolder) -> dict[str, Any]:
     """The sampling defaults a checkpoint states in generation_config.json.
 
-    An ERNIE checkpoint that has no such file gets the family's; any other, and a file that states none, gives {}.
+    An ERNIE checkpoint that has no such file gets the family's, and what is no folder the ones it was found with (the
+    demo's); any other, and a file that states none, gives {}.
 
     :raises UserError: for a file that cannot be read or states something that is no number.
     """
     if folder.path is None or not folder.path.is_dir():
-        return {}
+        return dict(folder.defaults)
     path = folder.path / "generation_config.json"
     if not path.is_file():
         return dict(_ERNIE_DEFAULTS) if is_ernie(folder) else {}

@@ -55,6 +55,11 @@ def test_a_local_folder_wins_over_a_hub_and_over_the_demo(pt, tmp_path, monkeypa
     assert resolve("demo") == ModelFolder("demo", tmp_path / "demo", "safetensors")
 
 
+def test_the_demo_samples_nothing_unless_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.demo, "demo_file", lambda cache: tmp_path / "demo.gguf")
+    assert resolve("demo") == ModelFolder("demo", tmp_path / "demo.gguf", "gguf", {"temperature": 0.0})
+
+
 def test_random_has_no_path():
     assert resolve("random:tiny") == ModelFolder("random:tiny", None, "random")
     assert sources.fetch(resolve("random:tiny"), SETTINGS).path is None

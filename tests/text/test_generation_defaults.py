@@ -24,6 +24,12 @@ def test_others_get_nothing(folder):
     assert generation_defaults(ModelFolder("random:tiny", None, "random")) == {}
 
 
+def test_a_single_file_gets_the_ones_it_was_found_with(tmp_path):
+    file = tmp_path / "demo.gguf"
+    file.touch()
+    assert generation_defaults(ModelFolder("demo", file, "gguf", {"temperature": 0.2})) == {"temperature": 0.2}
+
+
 def test_a_default_that_is_no_number_is_refused(folder):
     model = folder(generation_config__json={"top_p": "0.7"})
     with pytest.raises(UserError) as refused:
