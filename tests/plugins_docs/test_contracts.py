@@ -9,10 +9,12 @@ from pathlib import Path
 import gguf
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from core import testing
 from core.interfaces.model import WeightName, weight_names
+from core.models import random_format
 from core.offers import Context
 from core.testing.inputs import random_weights, tiny_spec
 from core.testing.plugin import offers_of, plugin_module
@@ -85,6 +87,89 @@ class TestCachePrefix(testing.PluginContract):
 class TestPrefixPages(testing.CachePolicyContract):
     def make(self):
         return made("cache_prefix", "cache_policy", "prefix")
+
+
+# --- quant_wint8, quant_wint4 -----------------------------------------------------------------------------------------
+
+
+class TestQuantWint8(testing.PluginContract):
+    plugin = "quant_wint8"
+
+
+class TestWint8(testing.QuantizerContract):
+    max_error = 1 / 254
+    in_features = (256, 577)
+
+    def make(self):
+        return made("quant_wint8", "quantizer", "wint8")
+
+
+class TestQuantWint4(testing.PluginContract):
+    plugin = "quant_wint4"
+
+
+class TestWint4(testing.QuantizerContract):
+    max_error = 1 / 14 * (1 + 2**-8)  # half a step, of which the largest weight of a group is seven; the scale is rounded
+    group_size = 128
+    in_features = (256, 640)
+    unfit_in_features = (576,)
+
+    def make(self):
+        return made("quant_wint4", "quantizer", "wint4", group_size=self.group_size)
+
+
+class TestWint4InSmallGroups(TestWint4):
+    group_size = 32
+    in_features = (256, 576)
+    unfit_in_features = (80,)
+
+
+class TestWint4ByRow(TestWint4):
+    group_size = None
+    in_features = (256, 577)
+    unfit_in_features = ()
+
+    def make(self):
+        return made("quant_wint4", "quantizer", "wint4", group_size=0)
+
+
+class TestWint4Searched(TestWint4):
+    max_error = 0.3  # the largest of a group may be clipped
+
+    def make(self):
+        return made("quant_wint4", "quantizer", "wint4", search=True)
+
+
+class TestWint4Padded(TestWint4):
+    unfit_in_features = ()
+    in_features = (256, 576)
+
+    def make(self):
+        return made("quant_wint4", "quantizer", "wint4", pad=True)
+
+    def error_bound(self, weight):
+        filled = -weight.shape[1] % 128
+        return super().error_bound(np.pad(weight, ((0, 0), (0, filled))))[:, : weight.shape[1]]
+
+
+class TestWint4Head(TestWint8):
+    def make(self):
+        return made("quant_wint4", "quantizer", "wint4").of_role("head")
+
+
+class TestWint4Rules(testing.RulesContract):
+    plugin = "quant_wint4"
+    sound = {"quant_wint4.group_size": 32}
+    violating = {
+        "wint4-groups-do-not-divide-hidden": {"quant_wint4.group_size": 128},
+        "wint4-groups-do-not-divide-attention": {"model": "random:llama-tiny", "quant_wint4.group_size": 128},
+        "wint4-groups-do-not-divide-feed-forward": {"model": "random:odd"},
+    }
+
+    @pytest.fixture(autouse=True)
+    def odd(self, monkeypatch):
+        """A model of whose rows some have 100 weights."""
+        monkeypatch.setitem(random_format.SHAPES, "odd", random_format.SHAPES["tiny"] | {"intermediate_size": 100})
 
 
 # --- sampler_standard -------------------------------------------------------------------------------------------------
@@ -367,6 +452,8 @@ def test_every_default_offer_goes_through_a_contract():
         "plain": {"private", "whole", "eager"},
         "prefill_chunked": {"chunked"},
         "cache_prefix": {"prefix"},
+        "quant_wint8": {"wint8"},
+        "quant_wint4": {"wint4"},
         "sampler_standard": {"standard"},
         "backend_torch": {"torch"},
         "openai_http": {"openai_http"},

@@ -1,0 +1,1 @@
+"""Four-bit weights, one scale a group."""

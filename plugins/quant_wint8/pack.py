@@ -1,0 +1,45 @@
+"""The format: eight bits a weight and one float32 scale for each output channel, symmetric."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.interfaces.model import Role
+from core.interfaces.quantizer import Packed, Quantizer
+
+LAYERS: frozenset[Role] = frozenset({"qkv", "o", "gate_up", "down"})
+LARGEST = np.float32(127)
+
+
+class RowInt8(Quantizer):
+    """weight[n, k] = codes[n, k] * scale[n]; the largest weight of a row is 127 steps from zero.
+
+    ``activations``: what a fast path may round activations to, by token. It is no part of the weights' values.
+    """
+
+    name = "wint8"
+    layout = "int8_row"
+
+    def __init__(self, *, head: bool = True, activations: str = "int8") -> None:
+        self.roles = LAYERS | {"head"} if head else LAYERS
+        self._activations = activations
+
+    def pack(self, weight: NDArray[np.float32]) -> Packed:
+        scale = np.abs(weight).max(axis=1) / LARGEST
+        steps = np.divide(weight, scale[:, None], out=np.zeros_like(weight, order="C"), where=scale[:, None] > 0)
+        # Below the smallest normal number a scale is coarse, and the largest weight may lie a few steps beyond it.
+        codes = np.clip(np.rint(steps, out=steps), -LARGEST, LARGEST).astype(np.int8)
+        rows, columns = weight.shape
+        return Packed((rows, columns), {"codes": codes, "scale": scale}, {"activations": self._activations})
+
+    def unpack(self, packed: Packed) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = packed.arrays["codes"] * packed.arrays["scale"][:, None]
+        return values
+
+    def bits_per_weight(self, in_features: int) -> float:
+        return bits_per_weight(in_features)
+
+
+def bits_per_weight(in_features: int) -> float:
+    return 8 + 32 / in_features

@@ -1,0 +1,43 @@
+"""Weights in eight bits, one scale for each output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from core.hookspecs import hookimpl
+from core.offers import Context, QuantizerOffer, Section
+
+if TYPE_CHECKING:
+    from core.interfaces.quantizer import Quantizer
+
+
+class Wint8Settings(Section, frozen=True):
+    head: bool = Field(True, description="pack the output head too, as a copy of its own where it is tied to the embedding")
+    activations: Literal["int8", "int16"] = Field(
+        "int16", description="what a CPU rounds activations to, each token with a scale of its own: fast, or exact"
+    )
+
+
+def stored_bits(section: Wint8Settings, role: str, in_features: int) -> float | None:
+    return None if role == "head" and not section.head else 8 + 32 / in_features
+
+
+@hookimpl
+def register_quantizers() -> Iterable[QuantizerOffer]:
+    def create(context: Context) -> Quantizer:
+        from quant_wint8.pack import RowInt8
+
+        section: Wint8Settings = context.section
+        return RowInt8(head=section.head, activations=section.activations)
+
+    yield QuantizerOffer(
+        name="wint8",
+        summary="eight bits a weight, one scale for each output channel",
+        bits=8,
+        stored_bits=stored_bits,
+        create=create,
+        settings=Wint8Settings,
+    )

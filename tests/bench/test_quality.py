@@ -1,0 +1,67 @@
+"""The measure of quality: right where it can be computed otherwise, and the bounds that each packed format has to keep."""
+
+import numpy as np
+import pytest
+
+from core.bench import quality
+from core.compose import compose
+
+BASE = ["--model", "random:tiny", "--dtype", "bfloat16", "--threads", "1", "--max-model-len", "512"]
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 8
+
+
+def measured(*more, most=300):
+    return quality.measure(compose([*BASE, *more]), compose(BASE), TEXT, most)
+
+
+def test_a_model_is_as_good_as_itself():
+    found = measured()
+    assert found.tokens == 299
+    assert found.nll == found.reference_nll
+    assert found.kl == 0
+    assert found.same_best == 1
+    assert found.perplexity == pytest.approx(np.exp(found.nll))
+
+
+def test_pieces_are_read_as_one_text(monkeypatch):
+    whole = measured()
+    monkeypatch.setattr(quality, "PIECE", 37)
+    assert measured().nll == pytest.approx(whole.nll, abs=1e-3)
+
+
+def test_packing_is_seen():
+    eight, four = measured("--quantization", "wint8"), measured("--quantization", "wint4", "--quant-wint4-group-size", "32")
+    assert 0 < eight.kl < four.kl
+    assert eight.layer_bytes > 1.5 * four.layer_bytes
+    assert eight.formats == ("int8 a row, 16-bit activations by token",)
+    assert four.formats == ("int4 in groups of 32", "int8 a row, 16-bit activations by token")
+
+
+def test_the_report(capsys):
+    assert quality.main(["--model", "random:tiny", "--tokens", "64", "--quantization", "wint8", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tokens read          63"
+    assert lines[-1] == "held as              int8 a row, 16-bit activations by token"
+
+
+def test_a_refused_composition_is_told(capsys):
+    assert quality.main(["--model", "random:tiny", "--quantization", "wint9"]) == 2
+    assert "wint9" in capsys.readouterr().err
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize(
+    ("flags", "worse", "divergence"),
+    [
+        (["--quantization", "wint8"], 0.01, 0.01),
+        (["--quantization", "wint8", "--quant-wint8-activations", "int8"], 0.04, 0.05),
+        (["--quantization", "wint4", "--quant-wint4-group-size", "32"], 0.30, 0.40),
+    ],
+)
+def test_the_demo_model(flags, worse, divergence):
+    """The figures of the plugins' READMEs, over a part of the text."""
+    base = ["--model", "demo", "--dtype", "bfloat16", "--threads", "1", "--max-model-len", "512"]
+    text = quality.TEXT.read_text(encoding="utf-8")
+    found = quality.measure(compose([*base, *flags]), compose(base), text, 512)
+    assert found.perplexity / found.reference_perplexity - 1 < worse
+    assert found.kl < divergence
