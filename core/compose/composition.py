@@ -9,7 +9,7 @@ from core.compose.automatic import resolve_machine, resolve_sizes
 from core.compose.choose import Selection, select, splitting_schedulers
 from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
-from core.compose.find_model import Found, find_model, is_here
+from core.compose.find_model import Found, find_model
 from core.compose.first_pass import FirstPass
 from core.compose.gather import gather_facts, gather_rules, origins_of
 from core.compose.plan import Choice, Plan, by_origin
@@ -17,6 +17,7 @@ from core.compose.probe import DeviceProbe, probe_devices
 from core.compose.rules import Violation, judge
 from core.compose.settings import KIND_SETTINGS
 from core.errors import Problem, UserError
+from core.models.sources import is_here
 from core.offers import OPTIONAL_KINDS, CheckpointFormatOffer, ModelOffer, Offer, RulesOffer
 from core.plugin_manager import Offered, PluginManager
 

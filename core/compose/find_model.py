@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from core.compose.automatic import Resolved
@@ -12,6 +11,8 @@ from core.compose.choose import Selection
 from core.compose.configuration import Configuration
 from core.errors import UserError
 from core.interfaces.model import DecoderSpec, ModelFolder
+from core.models.loading import read_config
+from core.models.sources import resolve
 from core.offers import CheckpointFormatOffer, ModelOffer
 from core.plugin_manager import Offered, PluginManager
 from core.suggest import did_you_mean
@@ -31,9 +32,6 @@ class Found:
 
 def find_model(configuration: Configuration, selection: Selection, resolved: Resolved) -> Found:
     """:raises UserError: when there is no such model, or nobody chosen can run it."""
-    from core.models.loading import read_config
-    from core.models.sources import resolve
-
     manager = configuration.manager
     offered_formats = {
         each.name: each for each in manager.offers(CheckpointFormatOffer.kind) if each.plugin in selection.format_plugins
@@ -88,7 +86,3 @@ def _family(architectures: list[str], manager: PluginManager, selection: Selecti
         "model",
         f"choose a model of one of these: {', '.join(known) or 'none is installed'}",
     )
-
-
-def is_here(model: str) -> bool:
-    return model.startswith("random:") or Path(model).expanduser().exists()

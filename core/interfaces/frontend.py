@@ -98,7 +98,6 @@ class ModelCard:
     vocab: int
     created: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    notes: str = ""
 
 
 class Service(ABC):

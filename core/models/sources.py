@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder or file first, then ``random:``, ``demo``, and the chosen hub."""
+"""Where a model comes from: ``random:``, a local folder or file, ``demo``, and the chosen hub, in this order."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
             "choose a repository of safetensors files",
         )
     return ModelFolder(model, folder, "safetensors")
+
+
+def is_here(model: str) -> bool:
+    """Whether ``resolve`` needs nothing from elsewhere for it."""
+    return model.startswith(RANDOM) or Path(model).expanduser().exists()
 
 
 def fetch(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:

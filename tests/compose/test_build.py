@@ -66,6 +66,7 @@ def test_the_seed_of_the_settings_is_that_of_random_weights():
 
 def test_the_front_end_gets_its_own_settings():
     front_end = create_front_end(compose([*TINY, "--port", "0"], env={}, probe=CPU))
+    front_end.close()  # it has its port from the beginning
     assert isinstance(front_end, FrontEnd)
 
 
