@@ -56,6 +56,15 @@ class UserError(Exception):
         return cls(*problems)
 
 
+def forbidden(error: PermissionError) -> UserError:
+    """A file or folder of the user's that this process may not open."""
+    return UserError.of(
+        f"{error.filename} may not be read or written by this user",
+        "",
+        "give the user who runs this the permission (chmod, chown), or run it as one who has it",
+    )
+
+
 class RequestError(ValueError):
     """A request that cannot be served as it is. Front ends map it to a 4xx with ``param`` and ``code``."""
 

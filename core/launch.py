@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.compose.plan import Plan, by_origin
-from core.errors import EngineDeadError, ExitCode, UserError
+from core.errors import EngineDeadError, ExitCode, UserError, forbidden
 from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
 from core.text.local import Continuation, LocalService, of_prompt
 
@@ -65,7 +65,10 @@ def build_here(plan: Plan) -> Engine:
     show_log(plan)
     from core.compose.build import build_engine
 
-    return build_engine(plan)
+    try:
+        return build_engine(plan)
+    except PermissionError as error:
+        raise forbidden(error) from error
 
 
 def open_local(plan: Plan) -> LocalService:

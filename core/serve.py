@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from core.errors import ExitCode, Problem, UserError
+from core.errors import ExitCode, Problem, UserError, forbidden
 
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 
@@ -14,7 +14,10 @@ INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve") -> int:
     """Returns the exit code. ``program`` is what --help calls it."""
     try:
-        return _main(sys.argv[1:] if argv is None else argv, program)
+        try:
+            return _main(sys.argv[1:] if argv is None else argv, program)
+        except PermissionError as error:
+            raise forbidden(error) from error
     except UserError as error:
         from core.compose.report import problem_text
 

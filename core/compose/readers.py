@@ -151,6 +151,13 @@ def unknown_key(said: Said, vocabulary: Vocabulary) -> Problem:
             f"there is no plugin {name!r} to give {key!r} to{near}", said.origin, ("--list-plugins shows what is installed",)
         )
     key = said.key[0]
+    plugin = manager.get(key)
+    if plugin is not None and plugin.state == "loaded" and plugin.section is not None:
+        return Problem(
+            f"plugin {key} has a table of settings, not the value {said.value!r}",
+            said.origin,
+            (f"[{key}], and its settings below",),
+        )
     known_keys = [each[0] for each in vocabulary.settings if len(each) == 1] + [each.name for each in manager.plugins]
     return Problem(f"there is no setting {key!r}{did_you_mean(key, known_keys)}", said.origin, ("--help lists every setting",))
 

@@ -166,6 +166,17 @@ def test_call_arguments_take_tables_and_a_config_file(tmp_path):
     assert found.origin("openai_http", "port") == "LLM(openai_http=...)"
 
 
+def test_a_value_where_a_plugin_has_a_table(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("openai_http = 3\n")
+    [problem] = configured(file=file).problems
+    assert str(problem) == (
+        "plugin openai_http has a table of settings, not the value 3\n"
+        f"  set by: {file}:1\n"
+        "  remedy: [openai_http], and its settings below"
+    )
+
+
 def test_all_mistakes_of_all_sources_at_once(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("max_modle_len = 3\n[openai_http]\nprot = 1\n[opnai_http]\nport = 2\n")

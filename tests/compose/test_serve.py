@@ -230,6 +230,18 @@ def test_a_standard_output_that_takes_nothing(command):
     assert (done.returncode, done.stderr) == (1, "dovetail: error: standard output cannot be written to: it is closed\n")
 
 
+def test_a_model_that_may_not_be_read(monkeypatch, capsys):
+    def denied(argv, program):
+        raise PermissionError(13, "Permission denied", "/models/secret/config.json")
+
+    monkeypatch.setattr(core.serve, "_main", denied)
+    assert core.serve.main([]) == 2
+    assert capsys.readouterr().err == (
+        "dovetail: error: /models/secret/config.json may not be read or written by this user\n"
+        "  remedy: give the user who runs this the permission (chmod, chown), or run it as one who has it\n"
+    )
+
+
 def test_ctrl_c_while_composing_is_no_traceback(monkeypatch):
     def interrupted(argv, program):
         raise KeyboardInterrupt

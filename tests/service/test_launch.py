@@ -72,6 +72,15 @@ def test_a_front_end_that_cannot_be_made_is_told_before_anything_is_fetched_or_l
         launch.serve(plan())
 
 
+def test_weights_that_may_not_be_read_are_the_users_to_mend(monkeypatch):
+    def denied(plan):
+        raise PermissionError(13, "Permission denied", "/models/secret/model.safetensors")
+
+    monkeypatch.setattr(core.compose.build, "build_engine", denied)
+    with pytest.raises(UserError, match=r"^/models/secret/model\.safetensors may not be read or written by this user"):
+        launch.build_here(plan())
+
+
 @pytest.mark.parametrize("how", ["well", "user error", "crash"])
 def test_the_front_end_is_closed_whether_it_ran_or_not(monkeypatch, how):
     closed = []
