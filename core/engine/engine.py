@@ -57,7 +57,8 @@ class Engine:
 
     def __init__(self, config: EngineConfig, runner: StepRunner, policy: SchedulingPolicy, cache: CachePolicy) -> None:
         self.config = config
-        self.limits = RequestLimits(config.max_model_len, config.vocab, config.num_pages * config.page_size)
+        capacity = config.num_pages * config.page_size
+        self.limits = RequestLimits(config.max_model_len, config.vocab, capacity, config.max_num_seqs + config.max_waiting)
         self._runner = runner
         self._policy = policy
         self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)

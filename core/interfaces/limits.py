@@ -11,11 +11,15 @@ from core.interfaces.request import SamplingParams
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """``capacity``: tokens that all KV pages together hold; a request longer than that could never run."""
+    """``capacity``: tokens that all KV pages together hold; a request longer than that could never run.
+
+    ``at_once``: continuations that can run and wait together; a call that asks for more would be refused for ever.
+    """
 
     max_model_len: int
     vocab: int
     capacity: int | None = None
+    at_once: int | None = None
 
     @property
     def context(self) -> int:

@@ -69,6 +69,8 @@ class TextService(Service):
         if request_id in self._running:
             raise RequestError(f"a request {request_id!r} is already running", param="request_id", code="duplicate_id")
         self._limits.check(prompt_token_ids, params)
+        if self._limits.at_once is not None and params.n > self._limits.at_once:
+            raise RequestError(f"n must be at most {self._limits.at_once} on this server, got {params.n}", param="n")
         requests = continuations(request_id, prompt_token_ids, params, priority=priority, cache_salt=cache_salt)
         assemblers = [
             TextAssembler(self.tokenizer, request.params, index=index, num_prompt_tokens=len(prompt_token_ids))

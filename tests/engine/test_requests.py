@@ -233,6 +233,7 @@ def test_a_burst_that_can_run_at_once_does_not_count_as_waiting():
         engine.add(request(name, [1], max_tokens=1))
     assert refusal([1], engine, name="g").code == "queue_full"
     assert set(drain(engine)) == set("abcdef")
+    assert engine.limits.at_once == 6
 
 
 # --- order --------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,19 @@ def test_a_text_with_its_counts():
     assert [delta.finish_reason for delta in deltas[:-1]] == [None, None]
 
 
+def test_more_continuations_than_can_ever_run_and_wait_are_no_matter_of_trying_again():
+    with engine() as client:
+        limits = RequestLimits(max_model_len=100, vocab=VOCAB, at_once=3)
+
+        async def run(n):
+            return await collect(serve(client, limits).generate([0], SamplingParams(n=n, max_tokens=1), request_id="r"))
+
+        assert len(asyncio.run(run(3))) == 3
+        with pytest.raises(RequestError, match=r"^n must be at most 3 on this server, got 4$") as refused:
+            asyncio.run(run(4))
+    assert (refused.value.status, refused.value.param) == (400, "n")
+
+
 def test_continuations_are_requests_of_their_own_with_seeds_that_count_up():
     requests = continuations("id", (1, 2), SamplingParams(n=3, seed=2**64 - 2), priority=4, cache_salt="s")
     assert [request.request_id for request in requests] == ["id", "id-1", "id-2"]
