@@ -40,6 +40,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     without: tuple[str, ...] = Field((), description="plugins to leave out, even if they are installed or a default")
     model: str = Field(
         "demo",
+        min_length=1,
         description="a local folder or GGUF file, a name on a model hub, random:SHAPE, or demo (real English, fetched once)",
     )
     served_model_name: tuple[str, ...] = Field((), description="names that requests may use; default: the model as given")

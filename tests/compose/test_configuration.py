@@ -166,6 +166,11 @@ def test_call_arguments_take_tables_and_a_config_file(tmp_path):
     assert found.origin("openai_http", "port") == "LLM(openai_http=...)"
 
 
+def test_an_empty_model_is_none():
+    [problem] = configured("--model=").problems
+    assert str(problem) == "model = '': string should have at least 1 character\n  set by: --model"
+
+
 def test_a_value_where_a_plugin_has_a_table(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("openai_http = 3\n")
