@@ -63,7 +63,9 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
             vocab=spec.vocab,
             seed=settings["seed"],
         )
-        return Engine(config, runner, _create(plan, manager, "scheduler"), _create(plan, manager, "cache_policy"))
+        cache = _create(plan, manager, "cache_policy")
+        cache.attach_memory(kv)
+        return Engine(config, runner, _create(plan, manager, "scheduler"), cache)
     except BaseException:
         backend.close()
         raise

@@ -95,6 +95,7 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("memory.budget_bytes", int, "what the server may use of the device's memory"),
     Fact("memory.one_request_bytes", int, "weights, the largest step, and the pages of one max_model_len request"),
     Fact("memory.total_bytes", int, "weights, the largest step, and all pages"),
+    Fact("memory.host_spare_gib", float, "memory of the host that can be given to something else, GiB"),
     Fact("memory.smaller_dtype", str, "a number format of half the size, None when the weights have it already"),
     Fact("memory.fitting_pages", int, "pages that fit beside weights and the largest step; None when none does"),
     Fact("memory.fitting_model_len", int, "the longest max_model_len whose request fits; None when none does"),

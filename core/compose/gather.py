@@ -149,11 +149,21 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
         "memory.budget_bytes": budget_bytes(settings, probe),
         "memory.one_request_bytes": memory.one_request(length, step),
         "memory.total_bytes": None if pages is None else memory.weights + activation + pages * memory.page,
+        "memory.host_spare_gib": _host_spare_gib(settings, resolved, probe),
         "memory.smaller_dtype": "bfloat16" if settings["dtype"] == "float32" else None,
         "memory.fitting_pages": fitting_pages or None,
         "memory.fitting_model_len": fitting or None,
         "limits.max_batched_tokens": length * settings["max_num_seqs"],
     }
+
+
+def _host_spare_gib(settings: Mapping[str, Any], resolved: Resolved, probe: DeviceProbe) -> float:
+    """Nine tenths of what is free, less what the server takes of it when it runs on the CPU; whole hundredths of a GiB."""
+    free = probe.free_bytes
+    if settings["device"] != "cuda" and resolved.memory is not None:
+        memory = resolved.memory
+        free -= memory.weights + memory.activation(settings["max_num_batched_tokens"]) + (resolved.num_pages or 0) * memory.page
+    return max(0, int(free * 0.9 / 2**30 * 100)) / 100
 
 
 def gather_rules(selection: Selection, found: Found | None, facts: Facts) -> tuple[list[Rule], list[Problem]]:

@@ -106,6 +106,9 @@ class BlockManager:
             self._policy.reclaim(short)
         return self.pool.num_free >= wanted
 
+    def close(self) -> None:
+        self._policy.close()
+
     def check(self) -> None:
         """Whether every page is accounted for. For tests: it looks at all of them."""
         state, pool = self._rows, self.pool

@@ -142,6 +142,7 @@ class Engine:
         """End whatever still runs and release the device."""
         for request_id in list(self._sequences):
             self.abort(request_id)
+        self.blocks.close()
         self._runner.close()
 
     def _sequence(self, request: Request) -> Sequence:

@@ -49,6 +49,7 @@ class Rows:
     """``length`` counts known tokens, ``computed`` those whose K and V are in the cache. A free row has 0 for both.
 
     So ``length - computed`` says what a row wants: 0 it is free, 1 it decodes, more: its prompt is being computed.
+    ``held`` rows wait for copies of pages that were found for them and want nothing until then.
     """
 
     def __init__(self, number: int, max_len: int, page_size: int, vocab: int) -> None:
@@ -60,6 +61,7 @@ class Rows:
         self.most_pages: Ints = np.zeros(number, np.int64)  # what it will hold when it reaches its limit
         self.length: Ints = np.zeros(number, np.int64)
         self.computed: Ints = np.zeros(number, np.int64)
+        self.held: NDArray[np.bool_] = np.zeros(number, np.bool_)
         self.limit: Ints = np.zeros(number, np.int64)
         self.min_length: Ints = np.zeros(number, np.int64)
         self.temperature: NDArray[np.float32] = np.zeros(number, np.float32)
@@ -128,6 +130,7 @@ class Rows:
         sequence.tokens = self.tokens[row, : self.length[row]].copy()
         sequence.row = -1
         self.length[row] = self.computed[row] = 0
+        self.held[row] = False
         self.stop_uses[sequence.stop_ids] -= 1
         self.sequences[row] = None
         self._free.append(row)

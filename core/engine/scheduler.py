@@ -8,6 +8,9 @@ A sequence is admitted when a place is free and pages for all its known tokens c
 needs a page and none is left, the placed sequence with the last key is preempted: its pages go, its tokens stay, and it
 waits at its old place in the order to be computed again. The placed sequence with the first key is never preempted for
 another, so something always finishes.
+
+A sequence whose pages were found elsewhere and are being copied is placed and held: it takes part when they have arrived, as
+one whose prompt is begun. Nobody waits for a copy, unless nothing else is to be done.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from core.engine.batch import Step, build_step
 from core.engine.block_manager import BlockManager
 from core.engine.rows import Ints, Rows, Sequence, SortKey
 from core.errors import EngineDeadError
+from core.interfaces.cache import Hit
+from core.interfaces.compute import Copying
 from core.interfaces.scheduler import SchedulingPolicy, StepBudget
 
 MOST_PASSED_OVER = 32
@@ -36,6 +41,7 @@ class Scheduler:
         self._blocks = blocks
         self._policy = policy
         self._budget = max_num_batched_tokens
+        self._arriving: dict[str, tuple[Sequence, tuple[Copying, ...]]] = {}  # held sequences, by request id
 
     def wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_key)
@@ -43,6 +49,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; a placed one gives back its row and pages."""
         if sequence.row >= 0:
+            self._arriving.pop(sequence.request_id, None)
             self._blocks.release(sequence.row)
             self._rows.vacate(sequence)
         else:
@@ -51,17 +58,24 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """The next step, or None when nobody is placed or waits."""
         rows = self._rows
+        self._release_arrived()
         self._grow_decoding()
-        wanted = rows.length - rows.computed
+        wanted = np.where(rows.held, 0, rows.length - rows.computed)
         decoding = np.flatnonzero(wanted == 1)
         budget = StepBudget(total=self._budget, left=self._budget - len(decoding), num_decodes=len(decoding))
         begun = sorted(rows.at(np.flatnonzero(wanted > 1)), key=_key)
-        if not (begun or self.waiting):
+        if not (begun or self.waiting or self._arriving):
             return build_step(rows, decoding, np.ones_like(decoding), len(decoding)) if len(decoding) else None
         granted = self._prompts(begun, budget)
         if not granted and not len(decoding):
-            # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
-            granted = self._prompts(begun[:1], budget, insist=True)
+            if not self._arriving:
+                # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
+                granted = self._prompts(begun[:1], budget, insist=True)
+            if not granted and self._arriving:
+                _, copies = next(iter(self._arriving.values()))
+                for copy in copies:
+                    copy.wait()
+                return self.schedule()
             if not granted:
                 raise EngineDeadError(
                     f"no page can be had for request {self.waiting[0].request_id} though nothing runs: "
@@ -95,15 +109,13 @@ class Scheduler:
             if hit is None:
                 break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
             budget.num_behind = min(len(self.waiting) - passed_over, rows.num_free) - 1
+            if hit.arriving:
+                row = self._place(passed_over, hit)
+                rows.held[row] = True
+                self._arriving[sequence.request_id] = sequence, hit.arriving
+                continue
             if tokens := self._grant(len(sequence.tokens) - hit.num_tokens, budget, insist):
-                del self.waiting[passed_over]
-                row = rows.place(sequence, hit.num_tokens)
-                self._blocks.attach(row, hit)
-                if sequence.num_cached < 0:
-                    sequence.num_cached = hit.num_tokens
-                    self.num_prompt_tokens += sequence.num_prompt
-                    self.num_cached_tokens += hit.num_tokens
-                granted.append((row, tokens))
+                granted.append((self._place(passed_over, hit), tokens))
                 if insist:
                     break
                 continue
@@ -112,6 +124,29 @@ class Scheduler:
                 break
             passed_over += 1
         return granted
+
+    def _place(self, index: int, hit: Hit) -> int:
+        """The row of what was the ``index``-th waiting sequence."""
+        sequence = self.waiting.pop(index)
+        row = self._rows.place(sequence, hit.num_tokens)
+        self._blocks.attach(row, hit)
+        if sequence.num_cached < 0:
+            sequence.num_cached = hit.num_tokens
+            self.num_prompt_tokens += sequence.num_prompt
+            self.num_cached_tokens += hit.num_tokens
+        return row
+
+    def _release_arrived(self) -> None:
+        """Let held sequences take part whose pages have arrived, while the budget has a token for each."""
+        if not self._arriving:
+            return
+        rows = self._rows
+        room = self._budget - int(np.count_nonzero((rows.length - rows.computed == 1) & ~rows.held))
+        for name, (sequence, copies) in list(self._arriving.items()):
+            if room > 0 and all(copy.done() for copy in copies):
+                del self._arriving[name]
+                rows.held[sequence.row] = False
+                room -= 1
 
     def _grant(self, remaining: int, budget: StepBudget, insist: bool) -> int:
         most = min(remaining, budget.left)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.interfaces.compute import Copying, KVCache
+
 Pages = NDArray[np.int32]
 
 
@@ -62,10 +64,14 @@ class PagePool:
 
 @dataclass(frozen=True)
 class Hit:
-    """Pages whose contents are a prefix of the asked tokens; each already has one count for the asking request."""
+    """Pages whose contents are a prefix of the asked tokens; each already has one count for the asking request.
+
+    ``arriving``: copies into some of them are still under way; the request is not computed before they are done.
+    """
 
     pages: Pages
     num_tokens: int
+    arriving: tuple[Copying, ...] = ()
 
 
 class CachePolicy(ABC):
@@ -80,6 +86,9 @@ class CachePolicy(ABC):
     @abstractmethod
     def attach(self, pool: PagePool) -> None:
         """Called once, before any request."""
+
+    def attach_memory(self, kv: KVCache) -> None:  # noqa: B027 - most policies count pages and never touch them
+        """Called once, before ``attach``, with the memory behind the pages: for policies that copy them elsewhere."""
 
     @abstractmethod
     def lookup(self, tokens: NDArray[np.int32], salt: str) -> Hit:
@@ -110,3 +119,6 @@ class CachePolicy(ABC):
 
     def reset(self) -> None:  # noqa: B027
         """Forget everything that is kept."""
+
+    def close(self) -> None:  # noqa: B027
+        """The engine ends; the backend is closed next."""

@@ -126,12 +126,49 @@ class Linear(ABC):
     format: str  # how it is held, for people: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
 
 
+class Copying(ABC):
+    """Copies of pages under way."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether they have arrived; does not wait. :raises EngineDeadError: when they cannot any more."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Until they have arrived."""
+
+
+class HostPages(ABC):
+    """Host memory for ``number`` copies of KV pages, in places 0 to ``number`` - 1; taken as places are first used.
+
+    Copies are made beside the steps and one after the other, in the order they are asked for. A copy sees what the steps
+    launched before it have written; no later step may write to its pages, or read those it writes to, until it is done.
+    """
+
+    number: int
+
+    @abstractmethod
+    def save(self, pages: NDArray[np.int32], places: NDArray[np.int32]) -> Copying:
+        """Copy pages of the KV cache to these places."""
+
+    @abstractmethod
+    def restore(self, places: NDArray[np.int32], pages: NDArray[np.int32]) -> Copying:
+        """Copy these places to pages of the KV cache."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Wait for what is under way and end; nothing is asked for afterwards."""
+
+
 class KVCache(ABC):
     """The paged key/value memory of all layers. ``num_pages`` pages of ``page_size`` tokens."""
 
     num_pages: int
     page_size: int
     nbytes: int
+
+    def host_pages(self, number: int) -> HostPages | None:
+        """Room for copies of pages in host memory; None for a backend that has no such thing."""
+        return None
 
 
 class ComputeBackend(ABC):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from core.hookspecs import hookimpl
+from core.interfaces.rules import Condition, FactRef, Remedy, Rule
 from core.offers import Alias, CachePolicyOffer, Context, Section
 
 if TYPE_CHECKING:
@@ -16,6 +17,23 @@ if TYPE_CHECKING:
 
 class PrefixSettings(Section, frozen=True):
     cache_outputs: bool = Field(True, description="keep the pages of generated tokens too, not of prompts alone")
+    swap_space: float = Field(
+        0.0, ge=0.0, description="GiB of host memory that copies of given-up pages may take, as they come; 0 for none"
+    )
+
+
+SWAP_BEYOND_MEMORY = Rule(
+    id="swap-space-beyond-memory",
+    when=(Condition("settings.cache_prefix.swap_space", ">", FactRef("memory.host_spare_gib")),),
+    reason="swap_space is {settings.cache_prefix.swap_space} GiB, and the host has {memory.host_spare_gib} GiB to spare: "
+    "no more than these are used",
+    remedies=(Remedy("--swap-space {memory.host_spare_gib}", {"cache_prefix.swap_space": FactRef("memory.host_spare_gib")}),),
+    severity="warning",
+)
+
+
+def host_bytes(swap_space: float, facts: Mapping[str, Any]) -> int:
+    return int(min(swap_space, facts.get("memory.host_spare_gib", swap_space)) * 2**30)
 
 
 @hookimpl
@@ -23,15 +41,17 @@ def register_cache_policies() -> Iterable[CachePolicyOffer]:
     def create(context: Context) -> CachePolicy:
         from cache_prefix.prefix import PrefixPages
 
-        return PrefixPages(keeps_outputs=context.section.cache_outputs)
+        return PrefixPages(context.section.cache_outputs, host_bytes(context.section.swap_space, context.facts))
 
     yield CachePolicyOffer(
         name="prefix",
         summary="requests that begin alike share KV pages, which are kept until room is needed",
         create=create,
         settings=PrefixSettings,
+        rules=(SWAP_BEYOND_MEMORY,),
         aliases=(
             Alias("share KV pages between requests that begin alike", flag="--enable-prefix-caching", chooses="prefix"),
             Alias("keep the pages of generated tokens too", flag="--enable-output-caching", sets="cache_outputs"),
+            Alias("GiB of host memory for pages that were given up", flag="--swap-space", sets="swap_space"),
         ),
     )

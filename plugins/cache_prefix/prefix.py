@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from hashlib import blake2b
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_prefix.host import HostTier
 from core.interfaces.cache import CachePolicy, Hit, PagePool, Pages
+from core.interfaces.compute import Copying, KVCache
 
 DIGEST_SIZE = 16
 
@@ -25,10 +28,20 @@ class PrefixPages(CachePolicy):
     The longest unused page is given up first, and of those that a request left together the last one: who uses a page
     uses all before it, so a page is nearly always given up after those that are of no use without it. The exception is a
     page whose twin is in use: it may go sooner, and the twin takes its place as its request leaves.
+
+    With ``host_bytes`` there is a second tier. A page that was given up and is found there gets room at once, so it is a kept
+    page like any other, but one into which a copy is under way: its request is told to wait for that.
     """
 
-    def __init__(self, keeps_outputs: bool = True) -> None:
+    def __init__(self, keeps_outputs: bool = True, host_bytes: int = 0) -> None:
         self.keeps_outputs = keeps_outputs
+        self._host_bytes = host_bytes
+        self._host: HostTier | None = None
+
+    def attach_memory(self, kv: KVCache) -> None:
+        number = self._host_bytes * kv.num_pages // kv.nbytes
+        pages = kv.host_pages(number) if number else None
+        self._host = HostTier(pages) if pages else None
 
     def attach(self, pool: PagePool) -> None:
         self._pool = pool
@@ -36,21 +49,57 @@ class PrefixPages(CachePolicy):
         self._kept: dict[bytes, int] = {}  # digest -> its page, which has one count of ours
         self._digests: dict[int, bytes] = {}  # page -> digest: kept pages and their twins in use
         self._idle: OrderedDict[int, None] = OrderedDict()  # kept pages that no request uses; the first goes first
+        self._leaving: dict[int, Copying] = {}  # pages of which a copy is being made
+        self._arriving: dict[int, Copying] = {}  # pages into which one is being made
 
     def lookup(self, tokens: NDArray[np.int32], salt: str) -> Hit:
-        size, kept, found = self._pool.page_size, self._kept, list[int]()
-        digest = self._root(salt)
+        size, kept, host = self._pool.page_size, self._kept, self._host
+        digest, known = self._root(salt), list[bytes]()
         for index in range((len(tokens) - 1) // size):
             digest = self._digest(digest, tokens[index * size : (index + 1) * size])
-            page = kept.get(digest)
-            if page is None:
+            if digest not in kept and (host is None or digest not in host):
                 break
-            found.append(page)
-        for page in found:
+            known.append(digest)
+        here = [kept[digest] for digest in known if digest in kept]
+        for page in here:
             self._idle.pop(page, None)
-        pages = np.array(found, np.int32)
-        self._pool.retain(pages)
-        return Hit(pages, len(found) * size)
+        self._pool.retain(np.array(here, np.int32))
+        if len(here) < len(known):
+            known = self._fetch(known)
+        found = [kept[digest] for digest in known]
+        return Hit(np.array(found, np.int32), len(found) * size, self._under_way(found) if self._arriving else ())
+
+    def _fetch(self, known: list[bytes]) -> list[bytes]:
+        """Start to copy what is not in ``kept`` from the host; as many of ``known`` as there is room for, all retained."""
+        assert self._host is not None
+        missing = [digest for digest in known if digest not in self._kept]
+        room = self._pool.num_free
+        if room < len(missing):
+            room += self.reclaim(len(missing) - room)
+        missing, late = missing[:room], missing[room:]
+        if late:
+            known, behind = known[: known.index(late[0])], known[known.index(late[0]) :]
+            self.leave(np.array([self._kept[digest] for digest in behind if digest in self._kept], np.int32))
+        if missing:
+            pages = self._pool.take(len(missing))
+            for digest, page in zip(missing, pages.tolist(), strict=True):
+                self._kept[digest], self._digests[page] = page, digest
+            self._pool.retain(pages)
+            self._arriving |= dict.fromkeys(pages.tolist(), self._host.restore(missing, pages.tolist()))
+        return known
+
+    def _under_way(self, pages: list[int]) -> tuple[Copying, ...]:
+        """The copies that must be done before these pages can be read."""
+        copies = set[Copying]()
+        for page in pages:
+            copying = self._arriving.get(page)
+            if copying is None:
+                continue
+            if copying.done():
+                del self._arriving[page]
+            else:
+                copies.add(copying)
+        return tuple(copies)
 
     def filled(self, tokens: NDArray[np.int32], pages: Pages, first: int, salt: str) -> None:
         size, own = self._pool.page_size, pages.tolist()
@@ -70,7 +119,7 @@ class PrefixPages(CachePolicy):
             if digest is not None and digest not in self._kept:
                 self._keep(digest, page)  # its twin was given up meanwhile
         self._pool.release(pages)
-        counts = self._pool.counts
+        counts, idle = self._pool.counts, list[tuple[int, bytes]]()
         for page in reversed(own):
             digest = self._digests.get(page)
             if digest is None:
@@ -81,23 +130,57 @@ class PrefixPages(CachePolicy):
             if counts[kept] == 1:
                 self._idle[kept] = None
                 self._idle.move_to_end(kept)
+                idle.append((kept, digest))
+        if self._host is not None:
+            for pages_copied, copying in self._host.save(idle):
+                self._leaving |= dict.fromkeys(pages_copied, copying)
 
     def reclaim(self, wanted: int) -> int:
-        given = [self._idle.popitem(last=False)[0] for _ in range(min(wanted, len(self._idle)))]
+        given = list(islice((page for page in self._idle if not self._is_copied(page)), wanted))
+        if len(given) < wanted and len(given) < len(self._idle):
+            others = self._idle.keys() - set(given)
+            waited = [page for page in self._idle if page in others][: wanted - len(given)]
+            for page in waited:
+                self._wait(page)
+            given += waited
         for page in given:
+            del self._idle[page]
             del self._kept[self._digests.pop(page)]
         self._pool.release(np.array(given, np.int32))
         return len(given)
+
+    def _is_copied(self, page: int) -> bool:
+        for copies in (self._leaving, self._arriving):
+            copying = copies.get(page)
+            if copying is not None:
+                if not copying.done():
+                    return True
+                del copies[page]
+        return False
+
+    def _wait(self, page: int) -> None:
+        for copies in (self._leaving, self._arriving):
+            copying = copies.pop(page, None)
+            if copying is not None:
+                copying.wait()
 
     @property
     def num_reclaimable(self) -> int:
         return len(self._idle)
 
     def reset(self) -> None:
+        for page in [*self._leaving, *self._arriving]:
+            self._wait(page)
+        if self._host is not None:
+            self._host.clear()
         pages = np.array(list(self._kept.values()), np.int32)
         for contents in (self._kept, self._digests, self._idle):
             contents.clear()
         self._pool.release(pages)
+
+    def close(self) -> None:
+        if self._host is not None:
+            self._host.close()
 
     def _keep(self, digest: bytes, page: int) -> None:
         self._kept[digest] = page

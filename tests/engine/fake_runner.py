@@ -15,6 +15,7 @@ from core.interfaces.request import Request, SamplingParams, TokenEvent
 from core.interfaces.scheduler import SchedulingPolicy, StepBudget
 from plain.private import PrivatePages
 from plain.whole import WholePrompts
+from tests.engine.fake_host import FakeKV
 
 VOCAB = 41
 EOS = 7
@@ -195,7 +196,18 @@ class Chunks(SchedulingPolicy):
 
 
 def make_engine(
-    *, seqs=8, context=128, budget=256, pages=64, page_size=4, waiting=1000, eos=(EOS,), seed=0, policy=None, cache=None
+    *,
+    seqs=8,
+    context=128,
+    budget=256,
+    pages=64,
+    page_size=4,
+    waiting=1000,
+    eos=(EOS,),
+    seed=0,
+    policy=None,
+    cache=None,
+    copying=(),
 ) -> Engine:
     config = EngineConfig(
         max_num_seqs=seqs,
@@ -209,7 +221,9 @@ def make_engine(
         seed=seed,
     )
     policy = policy or (WholePrompts() if budget >= context else Chunks())
-    return Engine(config, FakeRunner(pages, page_size, budget), policy, cache or PrivatePages())
+    cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget)
+    cache.attach_memory(FakeKV(runner, pages, page_size, *copying))
+    return Engine(config, runner, policy, cache)
 
 
 def request(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params) -> Request:

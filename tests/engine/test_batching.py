@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
@@ -58,6 +59,8 @@ SHAPES = {
     "shared pages": {"seqs": 8, "pages": 200, "cache": PrefixPages},
     "shared pages in a tiny pool": {"seqs": 8, "pages": 24, "cache": PrefixPages},
     "shared pages, tiny pool, chunks": {"seqs": 8, "pages": 24, "budget": 9, "cache": PrefixPages},
+    "pages swapped out and in": {"seqs": 8, "pages": 24, "cache": partial(PrefixPages, host_bytes=200)},
+    "pages swapped, few places, chunks": {"seqs": 8, "pages": 24, "budget": 9, "cache": partial(PrefixPages, host_bytes=12)},
 }
 
 
@@ -96,7 +99,7 @@ def test_random_arrivals_and_aborts_change_nobody_elses_tokens(seed):
         seqs=draw.choice([2, 5, 9]),
         pages=draw.choice([24, 40, 100]),
         budget=draw.choice([3, 20, 200]),
-        cache=draw.choice([None, PrefixPages()]),
+        cache=draw.choice([None, PrefixPages(), PrefixPages(host_bytes=30)]),
     )
     wanted, events, coming, aborted = expected(made), {}, list(made), set()
     while coming or engine.has_work:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -33,14 +35,20 @@ class AnyOrder(RuleBasedStateMachine):
         page_size=st.sampled_from([1, 3, 4, 16, 32]),
         spare=st.integers(0, 12),
         budget=st.sampled_from([1, 2, 7, 32, 100]),
-        shares=st.booleans(),
+        cache=st.sampled_from([PrivatePages, PrefixPages, *(partial(PrefixPages, host_bytes=pages) for pages in (1, 6, 60))]),
+        patience=st.sampled_from([0, 1, 20]),
         policy=st.sampled_from([Chunks, lambda: ChunkedPrefill(2, 1, 5), ChunkedPrefill]),
     )
-    def start(self, seqs, page_size, spare, budget, shares, policy):
-        pages = -(-CONTEXT // page_size) + spare
-        cache = PrefixPages() if shares else PrivatePages()
+    def start(self, seqs, page_size, spare, budget, cache, patience, policy):
         self.engine = make_engine(
-            seqs=seqs, context=CONTEXT, page_size=page_size, pages=pages, budget=budget, policy=policy(), cache=cache
+            seqs=seqs,
+            context=CONTEXT,
+            page_size=page_size,
+            pages=-(-CONTEXT // page_size) + spare,
+            budget=budget,
+            policy=policy(),
+            cache=cache(),
+            copying=(seqs, patience),
         )
         self.made, self.events, self.aborted = {}, {}, set()
 

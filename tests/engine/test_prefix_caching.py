@@ -76,3 +76,99 @@ def test_one_leaves_while_another_uses_its_pages():
     assert tokens_of(events["second"]) == alone
     assert events["second"][-1].num_cached_tokens == 16
     assert_idle(engine)
+
+
+# --- the second tier ----------------------------------------------------------------------------------------------------
+
+
+def swapping(*, pages=12, places=100, patience=2, **shape):
+    cache = PrefixPages(host_bytes=places)
+    engine = make_engine(page_size=PAGE, pages=pages, context=40, cache=cache, copying=(0, patience), **shape)
+    return engine, engine.blocks._policy._host._pages
+
+
+@pytest.mark.parametrize("patience", [0, 3, 1000])
+def test_a_prompt_that_was_given_up_comes_back_from_the_host(patience):
+    engine, host = swapping(patience=patience)
+    prompt = list(range(26))
+    first, _, _ = ask(engine, "first", prompt, max_tokens=3)
+    for index in range(3):
+        ask(engine, f"other {index}", [30 + index] * 38, max_tokens=2)  # ten pages of twelve
+    assert host.saved == 7 + 3 * 9, "28 tokens of the first, 39 of the others"
+    assert ask(engine, "again", prompt, max_tokens=3) == (first, 24, 2 + 2)
+    assert host.restored == 6
+    engine.close()
+    assert host.closed
+
+
+def test_who_decodes_does_not_wait_for_copies():
+    engine, host = swapping(pages=20, patience=10**9, seqs=4)
+    prompt = list(range(26))
+    for index, first in enumerate([prompt, [30] * 38, [31] * 38]):
+        ask(engine, f"r{index}", first, max_tokens=2)
+    engine.add(request("decodes", [7, 8], max_tokens=30, ignore_eos=True))
+    engine.step()
+    engine.add(request("again", prompt, max_tokens=2, ignore_eos=True))
+    for _ in range(20):
+        assert [event.request_id for event in engine.step()] == ["decodes"]
+        engine.blocks.check()
+    assert engine.stats().num_running == 2
+    assert host.queue, "the copy is still under way"
+    events = drain(engine)
+    assert len(tokens_of(events["decodes"])) == 9, "the copy is waited for when nothing else is to be done"
+    assert events["again"][-1].num_cached_tokens == 24
+    assert_idle(engine)
+
+
+def test_abort_while_its_pages_arrive():
+    engine, _host = swapping(pages=20, patience=10**9, seqs=4)
+    prompt = list(range(26))
+    for index, first in enumerate([prompt, [30] * 38, [31] * 38]):
+        ask(engine, f"r{index}", first, max_tokens=2)
+    engine.add(request("decodes", [7, 8], max_tokens=30, ignore_eos=True))
+    engine.step()
+    engine.add(request("again", prompt, max_tokens=2, ignore_eos=True))
+    engine.step()
+    assert engine.abort("again")
+    engine.blocks.check()
+    engine.add(request("large", [3] * 39, max_tokens=1))  # wants the room of pages that are still being copied to
+    drain(engine)
+    assert_idle(engine)
+    assert ask(engine, "once more", prompt, max_tokens=2)[1] == 24
+
+
+def test_two_wait_for_the_same_pages():
+    engine, host = swapping(pages=20, patience=10**9, seqs=4)
+    prompt = list(range(26))
+    alone = ask(engine, "first", prompt, max_tokens=6)[0]
+    for index in range(2):
+        ask(engine, f"other {index}", [30 + index] * 38, max_tokens=2)
+    for name in "ab":
+        engine.add(request(name, prompt, max_tokens=6, ignore_eos=True))
+    events = drain(engine)
+    assert host.restored <= 6, "they are copied once"
+    for name in "ab":
+        assert tokens_of(events[name]) == alone
+        assert events[name][-1].num_cached_tokens == 24
+
+
+def test_the_longest_unused_place_is_taken_again():
+    engine, _host = swapping(places=9, patience=0)
+    for index in range(3):
+        ask(engine, f"r{index}", [20 + index] * 13, max_tokens=1)  # three pages each
+    for index in range(3):
+        ask(engine, f"other {index}", [30 + index] * 38, max_tokens=2)
+    engine.blocks._policy.reclaim(12)
+    assert len(engine.blocks._policy._host._places) == 9
+    assert ask(engine, "again", [32] * 38, max_tokens=1)[1] == 36
+    assert ask(engine, "first again", [20] * 13, max_tokens=1)[1] == 0
+
+
+def test_reset_forgets_the_host_too():
+    engine, _host = swapping()
+    prompt = list(range(26))
+    ask(engine, "first", prompt, max_tokens=2)
+    engine.blocks._policy.reset()
+    engine.blocks.check()
+    assert engine.stats().pages_free == 12
+    assert ask(engine, "again", prompt, max_tokens=2)[1] == 0

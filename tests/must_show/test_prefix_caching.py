@@ -1,15 +1,15 @@
 """Prefix caching changes when tokens come, never which."""
 
-import itertools
-import json
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import openai
 import pytest
 
 from core.compose import compose
+from core.compose.probe import DeviceProbe
 from core.errors import UserError
 from frontends.offline import LLM, SamplingParams
 from tests.must_show.served import serving
@@ -51,6 +51,14 @@ WAYS = {
         "enable_chunked_prefill": True,
         "max_num_batched_tokens": 48,
     },
+    "pages swapped out and in": {"num_gpu_blocks_override": 24, "swap_space": 0.01},
+    "pages swapped out and in, prompts in chunks": {
+        "num_gpu_blocks_override": 24,
+        "swap_space": 0.01,
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": 48,
+    },
+    "hardly any room to swap": {"num_gpu_blocks_override": 24, "swap_space": 0.0001},
     "outputs are not kept": {"num_gpu_blocks_override": 40, "enable_output_caching": False},
 }
 
@@ -78,55 +86,88 @@ def test_ways_to_say_it():
     assert chosen("--cache-policy", "prefix") == chosen(enable_prefix_caching=True) == "prefix"
     assert chosen("--no-enable-prefix-caching") == chosen(enable_prefix_caching=False) == "private"
     plan = compose(["--model", "random:tiny", "--enable-prefix-caching", "--no-enable-output-caching"], env={})
-    assert plan.sections["cache_prefix"] == {"cache_outputs": False}
+    assert plan.sections["cache_prefix"] == {"cache_outputs": False, "swap_space": 0.0}
 
 
-def test_output_caching_without_prefix_caching_is_refused():
+@pytest.mark.parametrize("flags", [["--enable-output-caching"], ["--swap-space", "50"]])
+def test_its_settings_without_prefix_caching_are_refused(flags):
     with pytest.raises(UserError, match="settings are given for cache_prefix, which is installed but not chosen"):
-        compose(["--model", "random:tiny", "--enable-output-caching"], env={})
+        compose(["--model", "random:tiny", *flags], env={})
+
+
+def test_more_swap_space_than_the_host_has_is_a_warning_that_names_the_bound():
+    probe = DeviceProbe("a CPU", 8, ("avx2",), 16 << 30, 10 << 30)
+    plan = compose(
+        ["--model", "random:tiny", "--kv-cache-memory", "1", "--enable-prefix-caching", "--swap-space", "50"],
+        env={},
+        probe=probe,
+    )
+    spare = plan.facts["memory.host_spare_gib"]
+    assert 7.5 < spare < 9
+    [warning] = [text for text in map(str, plan.warnings) if "swap_space" in text]
+    assert f"swap_space is 50 GiB, and the host has {spare:g} GiB to spare: no more than these are used" in warning
 
 
 TALE = "Once upon a time, at the foot of a mountain, there lived a miller who had {} daughters and {} sons. "
 
 
-@pytest.mark.demo
-def test_time_to_first_token_of_a_known_prompt():
+def tale(number):
+    """About a thousand tokens."""
+    return "".join(TALE.format(number * 100 + i, i + 2) for i in range(40))
+
+
+def ask(client, prompt):
+    """Seconds to the first token, the text, the usage."""
+    began, first, text, usage = time.monotonic(), None, "", None
+    for chunk in client.completions.create(
+        model="demo", prompt=prompt, temperature=0, max_tokens=8, stream=True, stream_options={"include_usage": True}
+    ):
+        first = first or time.monotonic() - began
+        text += chunk.choices[0].text if chunk.choices else ""
+        usage = chunk.usage or usage
+    return first, text, usage
+
+
+@contextmanager
+def warm(*flags):
     with (
-        serving("--enable-prefix-caching", "--max-model-len", "2048") as server,
+        serving("--enable-prefix-caching", "--max-model-len", "1280", *flags) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
     ):
         client.completions.create(model="demo", prompt="Warm up.", max_tokens=4)
+        yield server, client
 
-        def ask(prompt):
-            began, first, text, usage = time.monotonic(), None, "", None
-            for chunk in client.completions.create(
-                model="demo", prompt=prompt, temperature=0, max_tokens=8, stream=True, stream_options={"include_usage": True}
-            ):
-                first = first or time.monotonic() - began
-                text += chunk.choices[0].text if chunk.choices else ""
-                usage = chunk.usage or usage
-            return first, text, usage
 
-        ratios = []
-        for number in itertools.count():
-            prompt = "".join(TALE.format(number * 100 + i, i + 2) for i in range(40))
-            unknown, text, usage = ask(prompt)
-            known, again, usage_again = ask(prompt)
-            assert 900 < usage.prompt_tokens < 1200, usage.prompt_tokens
-            assert usage.prompt_tokens_details.cached_tokens <= 64, "only the common beginning"
-            assert usage_again.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // 64 * 64
-            assert again == text
-            ratios.append(unknown / known)
-            if max(ratios) >= 5 or number == 2:
-                break
-        assert max(ratios) >= 5, f"the second time is {ratios} times as fast"
+def speedup(client, enough, between):
+    """How much sooner the first token of a known prompt comes: three tries, for others may use this machine too."""
+    best = 0
+    for number in range(0, 6, 2):
+        unknown, text, usage = ask(client, tale(number))
+        if between:
+            ask(client, tale(number + 1))
+        known, again, usage_again = ask(client, tale(number))
+        assert 900 < usage.prompt_tokens < 1200
+        assert usage.prompt_tokens_details.cached_tokens == 0
+        assert usage_again.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // 64 * 64
+        assert again == text
+        best = max(best, unknown / known)
+        if best >= enough:
+            break
+    return best
+
+
+@pytest.mark.demo
+def test_time_to_first_token_of_a_known_prompt():
+    with warm() as (server, client):
+        assert speedup(client, 5, between=False) >= 5
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             metrics = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[:1] != "#")
-        cached = next(float(value) for name, value in metrics.items() if name.startswith("dovetail_cached_prompt_tokens"))
-        assert cached >= usage_again.prompt_tokens_details.cached_tokens
-        body = {"model": "demo", "prompt": prompt, "max_tokens": 1, "cache_salt": "another tenant"}
-        call = urllib.request.Request(
-            f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(call) as answer:
-            assert json.load(answer)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        assert float(metrics["dovetail_cached_prompt_tokens_total"]) >= 900
+        answer = client.completions.create(model="demo", prompt=tale(0), max_tokens=1, extra_body={"cache_salt": "another"})
+        assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
+@pytest.mark.demo
+def test_time_to_first_token_after_being_swapped_out_and_in():
+    with warm("--num-gpu-blocks-override", "20", "--swap-space", "1") as (_, client):  # pages for one tale
+        assert speedup(client, 2, between=True) >= 2

@@ -84,6 +84,12 @@ class TestCachePrefix(testing.PluginContract):
     plugin = "cache_prefix"
 
 
+class TestCachePrefixRules(testing.RulesContract):
+    plugin = "cache_prefix"
+    sound = {"cache_prefix.swap_space": 4.0}
+    violating = {"swap-space-beyond-memory": {"cache_prefix.swap_space": 1000.0}}
+
+
 class TestPrefixPages(testing.CachePolicyContract):
     def make(self):
         return made("cache_prefix", "cache_policy", "prefix")

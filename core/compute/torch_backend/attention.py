@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.compute.torch_backend import rope
+from core.compute.torch_backend.host_pages import PagesOfCpu, PagesOfCuda
 from core.compute.torch_backend.step import Masks, Reading, Step
-from core.interfaces.compute import KVCache
+from core.interfaces.compute import HostPages, KVCache
 from core.interfaces.model import DecoderSpec
 
 
@@ -23,11 +24,17 @@ class PagedKV(KVCache):
         shape = (spec.num_layers, 2, num_pages, page_size, spec.num_kv_heads, spec.head_dim)
         memory = _zeros(shape, dtype, device)
         self.nbytes = memory.nbytes
+        self._memory = memory
         self.keys = [memory[layer, 0] for layer in range(spec.num_layers)]
         self.values = [memory[layer, 1] for layer in range(spec.num_layers)]
         # No sequence is longer than the whole cache.
         self.turns = rope.table(spec, min(spec.max_positions, num_pages * page_size), device)
         self.masks = Masks(spec.num_heads // spec.num_kv_heads, dtype, device)
+
+    def host_pages(self, number: int) -> HostPages:
+        if self._memory.device.type == "cpu":
+            return PagesOfCpu(self._memory, number)
+        return PagesOfCuda(self._memory, number)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """keys, values [T, kv_heads, head_dim] into their slots."""
