@@ -12,10 +12,8 @@ from core.interfaces.quantizer import Packed, Quantizer
 
 LAYERS: frozenset[Role] = frozenset({"qkv", "o", "gate_up", "down"})
 LOWEST, HIGHEST = -8, 7
-SHARES = np.arange(1.1, 0.84, -0.025, dtype=np.float32)
-"""Of a group's widest scale, what the search tries, with either sign. It goes no lower: what clips more has less squared error
-and a worse model, because the largest weights matter most.
-"""
+SHARES = np.arange(1.1, 0.79, -0.025, dtype=np.float32)
+"""Of a group's widest scale, what the search tries, with either sign."""
 
 Matrix = NDArray[np.float32]
 
@@ -27,7 +25,7 @@ class GroupInt4(Quantizer):
     them a byte, the one of the even column in the low half.
 
     ``group_size`` 0: one group a row. ``pad``: a row that groups do not divide is filled up with zeros, which are stored.
-    ``search``: of several scales for each group, keep the one with the least squared error.
+    ``search``: of several scales for each group, keep the one with the least squared error, each weight's weighed by its size.
     """
 
     name = "wint4"
@@ -124,10 +122,11 @@ def encode(groups: Matrix, scale: Matrix) -> Matrix:
 
 
 def squared_error(groups: Matrix, scale: Matrix) -> Matrix:
+    """[groups], weighed by the weights' size: else the search clips the largest, on which the most depends."""
     error = encode(groups, scale)
     error *= scale[:, None]
     error -= groups
-    result: Matrix = np.einsum("gk,gk->g", error, error)
+    result: Matrix = np.einsum("gk,gk,gk->g", error, error, np.abs(groups))
     return result
 
 

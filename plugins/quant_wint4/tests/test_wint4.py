@@ -77,11 +77,11 @@ def test_the_search_is_closer_in_every_group(group_size, weights):
     weight = weights(64, 1024)
     width = group_size or 1024
     plain, searched = (
-        ((quantizer.unpack(quantizer.pack(weight)) - weight) ** 2).reshape(-1, width).sum(1)
+        (np.abs(weight) * (quantizer.unpack(quantizer.pack(weight)) - weight) ** 2).reshape(-1, width).sum(1)
         for quantizer in (GroupInt4(group_size), GroupInt4(group_size, search=True))
     )
     assert (searched <= plain * (1 + 1e-5)).all()
-    assert searched.sum() < 0.95 * plain.sum()
+    assert searched.sum() < 0.97 * plain.sum()
 
 
 @pytest.mark.parametrize(
