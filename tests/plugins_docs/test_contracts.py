@@ -204,6 +204,20 @@ class TestStandard(testing.SamplerContract):
         return weights
 
 
+# --- sampler_rejection ------------------------------------------------------------------------------------------------
+
+
+class TestSamplerRejection(testing.PluginContract):
+    plugin = "sampler_rejection"
+
+
+class TestRejection(TestStandard):
+    """It keeps what the standard sampler keeps."""
+
+    def make(self):
+        return made("sampler_rejection", "sampler", "rejection")
+
+
 # --- backend_torch ----------------------------------------------------------------------------------------------------
 
 
@@ -460,6 +474,7 @@ def test_every_default_offer_goes_through_a_contract():
         "cache_prefix": {"prefix"},
         "quant_wint8": {"wint8"},
         "quant_wint4": {"wint4"},
+        "sampler_rejection": {"rejection"},
         "sampler_standard": {"standard"},
         "backend_torch": {"torch"},
         "openai_http": {"openai_http"},

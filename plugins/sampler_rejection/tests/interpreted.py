@@ -1,0 +1,22 @@
+"""Run by the tests in an interpreter of its own, with TRITON_INTERPRET=1: python interpreted.py cases.npz tokens.npy."""
+
+import sys
+
+import numpy as np
+import torch
+
+from core.interfaces.compute import SamplingRows
+from sampler_rejection.kernel import sample
+
+
+def main(given, drawn):
+    torch.set_num_threads(1)
+    with np.load(given) as cases:
+        columns = [cases[name] for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")]
+        logits = torch.from_numpy(cases["logits"])
+    rows = SamplingRows(*columns, logprobs=np.full(len(logits), -1, np.int32))
+    # Wide tiles: the interpreter's time is that of numpy calls. More than one all the same.
+    np.save(drawn, sample(logits, rows, width=max(64, min(16384, 1 << (logits.shape[1] // 2).bit_length()))).numpy())
+
+
+main(*sys.argv[1:])
