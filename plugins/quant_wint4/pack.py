@@ -118,7 +118,8 @@ def rounded(scale: Matrix) -> Matrix:
 
 def encode(groups: Matrix, scale: Matrix) -> Matrix:
     steps = np.divide(groups, scale[:, None], out=np.zeros_like(groups), where=scale[:, None] != 0)
-    return np.clip(np.rint(steps, out=steps), LOWEST, HIGHEST, out=steps)
+    codes: Matrix = np.clip(np.rint(steps, out=steps), LOWEST, HIGHEST, out=steps)
+    return codes
 
 
 def squared_error(groups: Matrix, scale: Matrix) -> Matrix:

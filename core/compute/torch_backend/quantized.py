@@ -76,7 +76,7 @@ class Int4Linear(TorchLinear):
         self._scale_and_zero = torch.zeros(scale.shape[1], rows, 2, dtype=torch.bfloat16)
         self._scale_and_zero[:, :, 0] = scale.T
         # Blocks of rows are laid out one after the other; what makes them takes 32 bits for each code.
-        self._weight = torch.cat([rearranged(part) for part in pairs.split(BLOCK)])
+        self._weight = torch.cat([rearranged(part) for part in torch.split(pairs, BLOCK)])
         self._apply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         name = "a row" if group == 2 * half else f"in groups of {group}"
         super().__init__(role, packed.shape, self._weight.nbytes + self._scale_and_zero.nbytes, f"int4 {name}")
