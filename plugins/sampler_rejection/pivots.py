@@ -46,10 +46,9 @@ class Waiting:
         arrays = {each.name: getattr(self, each.name)[index] for each in fields(self) if each.name != "limits"}
         return Waiting(limits=self.limits.take(index), **arrays)
 
-    def raise_low(self, which: Tensor, left: Tensor, sums: Tensor) -> None:
-        """In the rows of a mask [R, 1], go on with these weights."""
-        self.left = left if bool(which.all()) else torch.where(which, left, self.left)
-        self.sums = torch.where(which, sums, self.sums)
+    def go_on(self, which: Tensor, left: Tensor, sums: Tensor) -> None:
+        """In these rows, go on with these weights."""
+        self.left[which], self.sums[which] = left, sums
 
 
 def draw(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
@@ -137,22 +136,26 @@ def judge_by_mass(rows: Waiting, drawn: Tensor, kept: Tensor) -> Tensor:
     # What comes before it weighs at most this: all that is as heavy, without itself.
     most = mass(block_sums(above(rows.left, torch.nextafter(pivot, torch.zeros_like(pivot))), rows.limits)) - pivot
     fits = most < rows.goal * (1.0 - NEAR)
-    if bool(fits.all()):
-        return ~fits
-    beyond = above(rows.left, pivot)
-    sums = block_sums(beyond, rows.limits)
-    too_much = mass(sums) >= rows.goal * (1.0 + NEAR)
-    unsure = kept & ~fits & ~too_much
-    kept &= fits | unsure
-    if bool(too_much.any()):
-        rows.raise_low(too_much, beyond, sums)
-        middle = (pivot + rows.high) / 2
-        upper = above(rows.left, middle)
-        sums = block_sums(upper, rows.limits)
-        both = too_much & (mass(sums) >= rows.goal * (1.0 + NEAR))
-        rows.high = torch.where(too_much & ~both, middle, rows.high)
-        if bool(both.any()):
-            rows.raise_low(both, upper, sums)
+    unsure = torch.zeros_like(kept)
+    which = (~fits)[:, 0].nonzero()[:, 0]
+    if not len(which):
+        return unsure
+    left, pivot, goal, limits = rows.left[which], pivot[which], rows.goal[which], rows.limits
+    beyond = above(left, pivot)
+    sums = block_sums(beyond, limits)
+    too_much = mass(sums) >= goal * (1.0 + NEAR)
+    unsure[which] = kept[which] & ~too_much
+    kept[which] &= ~too_much
+    out = too_much[:, 0]
+    rows.go_on(which[out], beyond[out], sums[out])
+    middle = (pivot + rows.high[which]) / 2
+    upper = above(beyond, middle)
+    sums = block_sums(upper, limits)
+    both = mass(sums) >= goal * (1.0 + NEAR)
+    rows.high[which] = torch.where(both, rows.high[which], middle)
+    both = both[:, 0]
+    if bool(both.any()):
+        rows.go_on(which[both], upper[both], sums[both])
     return unsure
 
 
