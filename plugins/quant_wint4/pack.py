@@ -108,7 +108,8 @@ def widest_scale(groups: Matrix) -> Matrix:
     """[groups]: the smallest scale, of either sign, that clips nothing."""
     above, below = groups.max(axis=1).clip(0), -groups.min(axis=1).clip(None, 0)
     plain, mirrored = (np.maximum(most / HIGHEST, least / -LOWEST) for most, least in ((above, below), (below, above)))
-    return np.where(plain <= mirrored, plain, -mirrored)
+    scale: Matrix = np.where(plain <= mirrored, plain, -mirrored)
+    return scale
 
 
 def rounded(scale: Matrix) -> Matrix:
