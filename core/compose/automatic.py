@@ -85,8 +85,7 @@ def resolve_sizes(
     if settings["max_model_len"] is None:
         _resolve_length(resolved, selection, spec, memory)
     length = settings["max_model_len"]
-    if asked_step is not None and asked_step < length:
-        _prefer_splitting(resolved, configuration, selection)
+    prefer_splitting(resolved, configuration, selection)
     if asked_step is None:
         splits = _splits(selection)
         step = _step(length, sequences, splits)
@@ -161,15 +160,20 @@ def fitting_length(resolved: Resolved, selection: Selection, memory: Memory, mos
     return low if low >= SHORTEST else 0
 
 
-def _prefer_splitting(resolved: Resolved, configuration: Configuration, selection: Selection) -> None:
-    """Prompts longer than a step need a scheduler that splits them; nobody is overruled who named one."""
+def prefer_splitting(resolved: Resolved, configuration: Configuration, selection: Selection) -> None:
+    """Prompts longer than a step need a scheduler that splits them; nobody is overruled who named one.
+
+    Before the model is known too, where both lengths were given: what can be had is not refused for want of a look.
+    """
+    step, length = resolved.settings["max_num_batched_tokens"], resolved.settings["max_model_len"]
+    if step is None or length is None or step >= length:
+        return
     if selection.origins.get("scheduler") != "default" or _splits(selection):
         return
     refused = {no.value for no in configuration.refused if no.key == ("scheduler",)}
     found = [each for each in splitting_schedulers(configuration.manager) if each.name not in refused]
     if not found:
         return
-    step, length = resolved.settings["max_num_batched_tokens"], resolved.settings["max_model_len"]
     which = "" if len(found) == 1 else f", the first by name of {', '.join(each.name for each in found)}"
     selection.take("scheduler", found[0], "auto")
     resolved.reasons["scheduler"] = f"prompts may be longer ({length}) than a step ({step}), so it must split them{which}"

@@ -141,6 +141,12 @@ def test_the_call_of_the_documentation_composes():
     assert plan.facts["kv.num_pages"] == 20
 
 
+def test_a_model_that_has_to_be_fetched_is_not_refused_what_auto_can_choose(monkeypatch):
+    monkeypatch.setattr("core.compose.composition.is_here", lambda model: False)
+    plan = planned(max_num_batched_tokens=128, max_model_len=256)
+    assert chosen(plan)["scheduler"] == ("chunked", "auto")
+
+
 def test_a_scheduler_somebody_named_is_not_replaced():
     assert refused(max_num_batched_tokens=128, scheduler="whole")[0].startswith(
         "the scheduler whole computes a prompt in one step"

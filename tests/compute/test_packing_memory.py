@@ -11,7 +11,7 @@ from tests.models import checkpoints as made
 
 CONFIG = shape("Ernie4_5ForCausalLM", 8, 1024, 16, 2, 128, 3072, 2000, 4096, 500000.0)
 UNPACKED = 2 * (8 * 14_155_776 + 2000 * 1024)
-ROOM = 70 << 20  # a matrix in float32, its steps and codes, and what torch loads late
+ROOM = 96 << 20  # 61 to 73 MiB were seen: a matrix in float32, its steps and codes, what torch loads late and malloc keeps
 
 MEASURE = """
 import json, re, sys
