@@ -216,3 +216,21 @@ def test_norms_keep_their_epsilon():
     x = torch.full((1, 32), 2.0)
     assert torch.allclose(small(x), torch.ones(1, 32))
     assert torch.allclose(large(x), torch.full((1, 32), 2 / 5**0.5))
+
+
+def test_a_server_of_steps_of_every_size_makes_few_kernels():
+    sizes = [len(linear.in_few_sizes(torch.zeros(number, 1))) for number in range(1, 4097)]
+    assert len(set(sizes)) < 60
+    assert all(number <= size <= 1.5 * number for number, size in enumerate(sizes, 1))
+    rows = torch.randn(100, 7)
+    assert torch.equal(linear.in_few_sizes(rows)[:100], rows)
+    assert not linear.in_few_sizes(rows)[100:].any()
+
+
+@pytest.mark.parametrize("number", [17, 100, 300])
+def test_rows_that_are_filled_up_change_nothing(packing, number):
+    weight = torch.randn(48, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
+    placed = Target(CPU, torch.bfloat16).linear("o", weight, "bfloat16")
+    x = torch.randn(number, 80, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert placed(x).shape == (number, 48)
+    assert torch.allclose(placed(x).double(), x.double() @ weight.double().T, rtol=1e-2, atol=0.2)

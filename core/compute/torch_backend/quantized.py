@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from core.compute.torch_backend.linear import QuantizedKernel, Target, TorchLinear, borrowed
+from core.compute.torch_backend.linear import QuantizedKernel, Target, TorchLinear, borrowed, in_few_sizes
 from core.interfaces.model import Role
 from core.interfaces.quantizer import Packed
 
@@ -57,9 +57,9 @@ class Int8Linear(TorchLinear):
 
     def _sums(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
         # Unsigned with 128 for zero: with signed activations oneDNN has only a slow path.
-        rows = digits.add_(128).to(torch.uint8)
+        rows = in_few_sizes(digits.add_(128).to(torch.uint8))
         out: Tensor = self._apply(rows, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, dtype, "none", [], "")
-        return out
+        return out[: len(digits)]
 
 
 class Int4Linear(TorchLinear):
