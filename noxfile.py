@@ -23,9 +23,18 @@ def serve(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, on the CPU: nox -s tests -- tests/engine -k preempt."""
+    """The test suite, on the CPU: nox -s tests -- tests/engine -k preempt.
+
+    Without arguments, in two parts: many small tests beside each other, a thread each, then those that want the machine alone.
+    """
     session.install("-e", ".[all,dev]")
-    session.run("pytest", "-m", "not gpu", *session.posargs)
+    if session.posargs:
+        session.run("pytest", "-m", "not gpu", *session.posargs)
+        return
+    alone = "demo or perf or soak"
+    beside = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run("pytest", "-m", f"not (gpu or {alone})", *beside, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-m", f"({alone}) and not gpu")
 
 
 @nox.session
