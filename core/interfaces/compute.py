@@ -18,13 +18,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.interfaces.model import DecoderSpec, Role, Weight
 from core.interfaces.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from core.interfaces.parallel import Collective
 
 Array = Any
 DType = Literal["bfloat16", "float16", "float32"]
@@ -177,6 +180,16 @@ class ComputeBackend(ABC):
     framework: str  # "torch", "paddle": samplers and graph backends say which they can work with
     device: str  # "cpu", "cuda:0"
     dtype: DType
+
+    def join(self, ranks: Collective, vocab: int) -> None:
+        """This backend is one of several that share a model: called once, before a weight is placed.
+
+        Its specs and weights are a shard's from then on (``core.models.shard``). ``embed`` and ``linear_add`` have to sum over
+        the ranks, and ``logits`` to give [R, ``vocab``] on rank 0; what it gives on the others is not looked at.
+
+        :raises NotImplementedError: by a backend whose offer does not say ``splits``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot share a model with other ranks")
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

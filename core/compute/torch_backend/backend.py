@@ -17,6 +17,7 @@ from core.compute.torch_backend.step import Step
 from core.errors import UserError
 from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
+from core.interfaces.parallel import Collective
 from core.interfaces.quantizer import Quantizer
 
 linear.KERNELS |= quantized.CPU_KERNELS
@@ -44,9 +45,34 @@ class TorchBackend(ComputeBackend):
         self.dtype = dtype
         self._target = Target(torch.device(device), DTYPES[dtype])
         self._embedding: Tensor | None = None  # until a tied head has been placed
+        self._ranks: Collective | None = None
+        self._vocab = 0  # of all ranks together
         if self._target.device.type == "cpu":
             torch.set_num_threads(threads or machine.usable_cores())
             machine.keep_freed_memory()
+
+    # --- several ranks ----------------------------------------------------------------------------------------------
+
+    def join(self, ranks: Collective, vocab: int) -> None:
+        self._ranks, self._vocab = ranks, vocab
+
+    @property
+    def split(self) -> bool:
+        """Whether the weights here are one rank's of several. A kernel may add a residual itself only where they are not."""
+        return self._ranks is not None
+
+    def summed(self, partial: Tensor) -> Tensor:
+        """What a product with "o" or "down", or a look into the embedding, has to go through before anything is added to it.
+
+        A rank of several has multiplied some of the columns; this is the sum over all ranks, perhaps in the same memory.
+        Where the weights are not split it is ``partial``.
+        """
+        return partial if self._ranks is None else self._ranks.sum(partial)
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """Float32 logits [R, vocabulary] from those of this rank's rows of the head; on other ranks than 0 no matter what."""
+        whole = own if self._ranks is None else self._ranks.gather(own)
+        return own if whole is None else whole[:, : self._vocab].contiguous()
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -93,7 +119,12 @@ class TorchBackend(ComputeBackend):
         return step.upload(batch, kv.page_size, kv.turns, kv.masks)
 
     def embed(self, table: Tensor, step: Step) -> Tensor:
-        return functional.embedding(step.token_ids, table)
+        if self._ranks is None:
+            return functional.embedding(step.token_ids, table)
+        ids = step.token_ids - self._ranks.rank * len(table)
+        elsewhere = (ids < 0) | (ids >= len(table))
+        rows = functional.embedding(ids.masked_fill_(elsewhere, 0), table)
+        return self.summed(rows.masked_fill_(elsewhere[:, None], 0))
 
     def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step) -> Tensor:
         assert isinstance(weight, TorchLinear)
@@ -111,7 +142,7 @@ class TorchBackend(ComputeBackend):
 
     def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
         assert isinstance(weight, TorchLinear)
-        return residual.add_(weight(x))
+        return residual.add_(self.summed(weight(x)))
 
     def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
         assert isinstance(weight, TorchLinear)
@@ -121,10 +152,10 @@ class TorchBackend(ComputeBackend):
     def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step) -> Tensor:
         assert isinstance(head, TorchLinear)
         if not step.num_logits:
-            return torch.empty((0, head.out_features), device=hidden.device)
+            return torch.empty((0, self._vocab or head.out_features), device=hidden.device)
         if step.logit_rows is not None:
             hidden = hidden.index_select(0, step.logit_rows)
-        return head.logits(norm(hidden))
+        return self.gathered(head.logits(norm(hidden)))
 
     def adjust(self, array: Tensor, adjustment: LogitAdjustment) -> Tensor:
         return logits.adjust(array, adjustment)
