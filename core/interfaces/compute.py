@@ -198,7 +198,8 @@ class ComputeBackend(ABC):
         """Copy one checkpoint weight into this backend's memory, converted to ``dtype`` and packed.
 
         Returns a ``Linear`` for linear roles and "head", an array for "embed" and "norm". With a quantizer that
-        takes ``weight.name.role``, the linear is packed by it, part by part, so that the unpacked matrix never exists whole.
+        takes ``weight.name.role``, the linear is packed by it, part by part, so that the unpacked matrix never exists whole;
+        a ``weight.packed`` is taken as it is. ``core.interfaces.quantizer.packed_chunks`` gives either.
         The head of a tied model may share the embedding's memory.
         """
 

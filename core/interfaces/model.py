@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from core.interfaces.quantizer import Packed
 
 Tensor = NDArray[Any]
 RopeStyle = Literal["interleaved", "half"]
@@ -104,11 +107,14 @@ class Weight:
     a backend that wants [in, out] asks for ``part.T`` and gets the contiguous original. Parts are
     backed by mapped files and are valid only until the next weight is taken: copy, do not keep.
     ``tied`` is True for the head of a model whose head is its embedding; ``parts`` is then the embedding again.
+    ``packed`` is the weight of a checkpoint that was saved packed, by the quantizer that comes with it: there are no
+    ``parts`` then, and its arrays are borrowed like them.
     """
 
     name: WeightName
     parts: tuple[Tensor, ...]
     tied: bool = False
+    packed: Packed | None = None
 
 
 class Checkpoint(ABC):

@@ -8,19 +8,24 @@ multiplies by ``unpack``'s values. On CUDA ``tile`` gives the Triton function by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.interfaces.model import Role
+from core.interfaces.model import Role, Weight
+
+CHUNK_BYTES = 16 << 20  # of float32 rows that are packed at a time
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed matrix of canonical shape [out, in]: named arrays that are exactly what memory will hold, plus constants."""
+    """A packed matrix of canonical shape [out, in]: named arrays that are exactly what memory will hold, plus constants.
+
+    ``constants`` are the format's parameters: the same for every matrix of this shape, whatever its weights.
+    """
 
     shape: tuple[int, int]
     arrays: Mapping[str, NDArray[Any]]
@@ -63,6 +68,31 @@ class Quantizer(ABC):
         rows = sum(part.shape[0] for part in parts)
         return Packed((rows, parts[0].shape[1]), arrays, parts[0].constants)
 
+    def rows(self, packed: Packed, first: int, last: int) -> Packed:
+        """Rows ``first`` to ``last`` of a packed matrix, the reverse of ``stack``: override both or neither."""
+        arrays = {key: array[first:last] for key, array in packed.arrays.items()}
+        return Packed((last - first, packed.shape[1]), arrays, packed.constants)
+
     def tile(self) -> Any | None:
         """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load."""
         return None
+
+
+def packed_chunks(weight: Weight, quantizer: Quantizer) -> Iterator[Packed]:
+    """A weight a few rows at a time, so that no matrix ever exists whole in float32: ``stack`` makes one of them.
+
+    What came packed out of its checkpoint is only cut into pieces.
+    """
+    if weight.packed is not None:
+        whole = weight.packed
+        step = chunk_rows(whole.shape[1])
+        for first in range(0, whole.shape[0], step):
+            yield quantizer.rows(whole, first, min(first + step, whole.shape[0]))
+    for part in weight.parts:
+        step = chunk_rows(part.shape[1])
+        for first in range(0, len(part), step):
+            yield quantizer.pack(np.ascontiguousarray(part[first : first + step], dtype=np.float32))
+
+
+def chunk_rows(columns: int) -> int:
+    return max(1, CHUNK_BYTES // (4 * columns))

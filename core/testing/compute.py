@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.interfaces.compute import DTYPE_BYTES, Array, ComputeBackend, DType, LogitAdjustment
-from core.interfaces.model import DecoderSpec, Weight, WeightName, weight_names
+from core.interfaces.model import DecoderSpec, Role, Weight, WeightName, weight_names
 from core.interfaces.quantizer import Packed, Quantizer
 from core.models.decoder import Decoder
 from core.testing import reference
@@ -220,6 +220,24 @@ class ComputeBackendContract(Contract, kit=True):
         backend.place(random_weights(spec)[WeightName("qkv", 0)], spec, Watched(frozenset({"qkv"})))
         assert sum(rows for rows, _ in seen) == spec.shape("qkv")[0]
         assert max(rows for rows, _ in seen) <= spec.q_width
+
+    def test_a_weight_that_comes_packed_is_placed_as_it_is(self, backend: ComputeBackend) -> None:
+        """Its arrays lie in a file that goes away: they are copied."""
+
+        class Unpacking(RowInt8):
+            def pack(self, weight: NDArray[np.float32]) -> Packed:
+                raise AssertionError("what is packed is not packed again")
+
+        spec = tiny_spec(hidden=64)
+        roles: frozenset[Role] = frozenset({"o", "down"})
+        for name, weight in random_weights(spec).items():
+            if name.role in roles:
+                packed = RowInt8().pack(np.concatenate(weight.parts))
+                values = RowInt8().unpack(packed)
+                linear = backend.place(Weight(name, (), weight.tied, packed), spec, Unpacking(roles))
+                for array in packed.arrays.values():
+                    array.fill(1)
+                self.check_linear(backend, linear, values, f"{name}, packed before")
 
     # --- one step ---------------------------------------------------------------------------------------------------
 

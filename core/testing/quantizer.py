@@ -116,6 +116,21 @@ class QuantizerContract(Contract, kit=True):
             assert_same_packed(stacked, whole)
             assert np.array_equal(quantizer.unpack(stacked), quantizer.unpack(whole))
 
+    def test_rows_are_taken_out_as_they_were_put_in(self) -> None:
+        quantizer = self.make()
+        for columns in self.in_features:
+            weight = normal(96, columns)
+            whole = quantizer.pack(weight)
+            for start, stop in ((0, 64), (64, 96)):
+                assert_same_packed(quantizer.rows(whole, start, stop), quantizer.pack(weight[start:stop].copy()))
+
+    def test_constants_do_not_hang_on_the_weights(self) -> None:
+        """A checkpoint that is saved packed keeps arrays; the constants come from the quantizer."""
+        quantizer = self.make()
+        for columns in self.in_features:
+            constants = [dict(quantizer.pack(weight).constants) for weight in weights(columns).values()]
+            assert all(each == constants[0] for each in constants), "keep in an array what differs from matrix to matrix"
+
     def test_the_size_is_what_it_says(self) -> None:
         quantizer = self.make()
         for columns in self.in_features:

@@ -10,6 +10,7 @@ import torch
 from core.compute.torch_backend import linear
 from core.compute.torch_backend.backend import TorchBackend
 from core.compute.torch_backend.linear import Target, TorchLinear
+from core.interfaces import quantizer as interface
 from core.interfaces.model import LINEAR_ROLES, Weight, WeightName
 from core.testing.fakes import RowInt8
 from core.testing.inputs import random_weights, tiny_spec
@@ -159,7 +160,7 @@ def test_a_layout_without_a_kernel_is_held_unpacked_and_says_so(packing, monkeyp
     spec = tiny_spec()
     weight = random_weights(spec)[WeightName(role, None if role == "head" else 0)]
     quantizer = CountedInt8(role)
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 5 * spec.shape(role)[1])
+    monkeypatch.setattr(interface, "CHUNK_BYTES", 4 * 5 * spec.shape(role)[1])
     embedding = torch.zeros(spec.shape("embed"), dtype=dtype)  # a quantized head is packed from its own parts
     placed = linear.place(weight, spec, quantizer, Target(CPU, dtype), embedding)
     assert max(quantizer.given) <= 5 * spec.shape(role)[1]
@@ -167,6 +168,31 @@ def test_a_layout_without_a_kernel_is_held_unpacked_and_says_so(packing, monkeyp
     assert placed.format.startswith(f"fake_int8 held as {str(dtype).removeprefix('torch.')}")
     assert placed.nbytes >= np.prod(spec.shape(role)) * dtype.itemsize
     check(placed, quantizer.unpack(quantizer.pack(np.concatenate(weight.parts))), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_came_packed_is_unpacked_a_few_rows_at_a_time(monkeypatch, dtype):
+    spec = tiny_spec()
+    name = WeightName("gate_up", 0)
+    weight = random_weights(spec)[name]
+    plain = linear.place(weight, spec, RowInt8(), Target(CPU, dtype))
+    given = []
+
+    class Unpacking(RowInt8):
+        def pack(self, weight):
+            raise AssertionError("it is packed")
+
+        def unpack(self, packed):
+            given.append(packed.shape)
+            return super().unpack(packed)
+
+    monkeypatch.setattr(interface, "CHUNK_BYTES", 4 * 5 * spec.hidden)
+    packed = RowInt8().pack(np.concatenate(weight.parts))
+    placed = linear.place(Weight(name, (), packed=packed), spec, Unpacking(), Target(CPU, dtype))
+    assert given == [(5, spec.hidden)] * 25 + [(3, spec.hidden)]
+    assert placed.format == plain.format
+    x = torch.randn(5, spec.hidden, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(placed(x), plain(x))
 
 
 def test_a_role_the_quantizer_leaves_alone_is_not_touched():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from core.interfaces.compute import Linear
 from core.interfaces.model import DecoderSpec, Role, Weight
-from core.interfaces.quantizer import Packed, Quantizer
+from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 
 MOST_SHARPENED = 256  # logits a row, on average: where more are alike, no order among them matters
-CHUNK_BYTES = 16 << 20  # of float32 rows handed to a quantizer at a time
 _BY_BITS: dict[str, tuple[type[np.generic], torch.dtype]] = {  # what numpy holds through ml_dtypes
     "bfloat16": (np.int16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
@@ -139,7 +138,10 @@ class Target:
 
 QuantizedKernel = Callable[[Role, Packed, Target], TorchLinear | None]
 KERNELS: dict[str, QuantizedKernel] = {}
-"""Linears that multiply by a packed layout as it is, by the layout's name. A kernel that the target lacks gives None."""
+"""Linears that multiply by a packed layout as it is, by the layout's name. A kernel that the target lacks gives None.
+
+The arrays may be mapped from a file: copy what is kept.
+"""
 
 
 def place(
@@ -160,7 +162,8 @@ def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: T
     role = weight.name.role
     kernel = KERNELS.get(quantizer.layout)
     if kernel is not None:
-        linear = kernel(role, quantizer.stack(list(packed_chunks(weight, quantizer))), target)
+        packed = weight.packed or quantizer.stack(list(packed_chunks(weight, quantizer)))
+        linear = kernel(role, packed, target)
         if linear is not None:
             return linear
     # Nothing multiplies by this layout here: hold its values in the model's dtype. Right, and no smaller.
@@ -171,14 +174,6 @@ def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: T
         dense[first : first + rows].copy_(torch.from_numpy(quantizer.unpack(packed)))
         first += rows
     return target.linear(role, dense, f"{quantizer.name} held as {target.format}")
-
-
-def packed_chunks(weight: Weight, quantizer: Quantizer) -> Iterator[Packed]:
-    """A few rows of one part at a time, so that no part ever exists whole in float32."""
-    for part in weight.parts:
-        rows = max(1, CHUNK_BYTES // (4 * part.shape[1]))
-        for first in range(0, len(part), rows):
-            yield quantizer.pack(np.ascontiguousarray(part[first : first + rows], dtype=np.float32))
 
 
 def array(weight: Weight, spec: DecoderSpec, target: Target) -> Tensor:

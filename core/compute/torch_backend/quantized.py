@@ -31,7 +31,7 @@ class Int8Linear(TorchLinear):
     """
 
     def __init__(self, role: Role, packed: Packed) -> None:
-        self._scale = borrowed(packed.arrays["scale"])
+        self._scale = borrowed(packed.arrays["scale"]).clone()
         self._weight = torch.ops.onednn.qlinear_prepack(borrowed(packed.arrays["codes"]), None)
         self._zero = torch.zeros(len(self._scale), dtype=torch.int32)
         self._digits = 1 if packed.constants.get("activations") == "int8" else 2
