@@ -71,7 +71,9 @@ class TorchBackend(ComputeBackend):
 
     def gathered(self, own: Tensor) -> Tensor:
         """Float32 logits [R, vocabulary] from those of this rank's rows of the head; on other ranks than 0 no matter what."""
-        whole = own if self._ranks is None else self._ranks.gather(own)
+        if self._ranks is None:
+            return own
+        whole = self._ranks.gather(own)
         return own if whole is None else whole[:, : self._vocab].contiguous()
 
     # --- memory -----------------------------------------------------------------------------------------------------
