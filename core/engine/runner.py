@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from core.errors import EngineDeadError
 from core.interfaces.compute import Array, KVCache, Sampled, StepBatch
-from core.interfaces.graph import GraphBackend
+from core.interfaces.graph import GraphBackend, StaticStep, StepShape
 from core.interfaces.sampler import Sampler
 from core.models.decoder import Decoder
+
+log = logging.getLogger("dovetail.engine")
 
 
 class Runner:
@@ -19,11 +22,16 @@ class Runner:
         self._backend = decoder.backend
         self._kv = kv
         self._sampler = sampler
+        self._graph = graph
 
         def forward(step: Any) -> Array:
             return decoder.forward(step, kv)
 
-        self._forward = graph.prepare(forward)
+        def static_step(shape: StepShape) -> StaticStep | None:
+            return decoder.backend.static_step(shape, decoder.spec, kv)
+
+        self._forward = graph.prepare(forward, static_step)
+        log.info("steps are launched so: %s", graph.describe())
 
     def run(self, batch: StepBatch) -> Sampled:
         """:raises EngineDeadError: when the device is lost; any other exception concerns this step alone."""
@@ -54,4 +62,5 @@ class Runner:
         return Sampled(backend.to_host(tokens), chosen, ranks, top_ids, top_logprobs)
 
     def close(self) -> None:
+        self._graph.close()
         self._backend.close()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.interfaces.graph import StaticStep, StepShape
 from core.interfaces.model import DecoderSpec, Role, Weight
 from core.interfaces.quantizer import Quantizer
 
@@ -106,6 +107,17 @@ class StepBatch:
     @property
     def num_sequences(self) -> int:
         return len(self.context_lens)
+
+    @property
+    def shape(self) -> StepShape:
+        """What a graph backend knows the step by."""
+        tokens, sequences = self.num_tokens, self.num_sequences
+        if len(self.logit_rows) != sequences or 0 < self.num_decodes < sequences:
+            return StepShape("mixed", tokens, sequences)
+        if self.num_decodes:
+            return StepShape("decode", tokens, sequences)
+        fresh = bool((np.diff(self.query_starts) == self.context_lens).all())
+        return StepShape("prompts" if fresh else "mixed", tokens, sequences)
 
 
 @dataclass(slots=True)
@@ -216,6 +228,13 @@ class ComputeBackend(ABC):
     @abstractmethod
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Any:
         """The step's inputs where the operations want them; passed on to each as ``step``."""
+
+    def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> StaticStep | None:
+        """A step of this shape that graph backends can record (``core.interfaces.graph``), or None: this one's cannot be.
+
+        A backend that gives one lets its uploaded steps tell their ``shape``, ``batch.shape``.
+        """
+        return None
 
     @abstractmethod
     def embed(self, table: Array, step: Any) -> Array:

@@ -1,20 +1,86 @@
-"""A graph backend: how a step's operations are launched. Eager runs them; a capturing one records them once and replays."""
+"""A graph backend: how a step's operations are launched. Eager runs them; a recording one records them once and replays.
+
+What is replayed runs the same kernels on the same addresses, whatever the step. So a backend that can be recorded has *static
+steps*: steps of a given shape whose arrays never move. A graph backend asks for one a shape, records ``forward`` on it, and
+from then on, for every step that fits::
+
+    static.fill(step)       the step's contents, on the device; what it leaves over becomes padding
+    replay()                writes K and V into the pages, and the logits to where they were when it was recorded
+    logits[:sequences]      the rows that are no padding
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Forward = Callable[[Any], Any]
 """One model step: takes what ``ComputeBackend.upload`` returned, gives float32 logits [R, V]."""
 
+StepKind = Literal["decode", "prompts", "mixed"]
+"""What may be left out of a step, and so what a recording of it can leave out.
+
+"decode": every sequence computes one token, and its logits are wanted. "prompts": every sequence computes all it has, from its
+first token on, and the logits of its last are wanted: attention stays within the step's own tokens, and no page that an earlier
+step wrote is read. "mixed": anything else; it is not recorded.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """How large a step is, real or static. "decode" and "prompts" steps have one row of logits a sequence, in their order."""
+
+    kind: StepKind
+    tokens: int
+    sequences: int
+
+    def holds(self, other: StepShape) -> bool:
+        """Whether a step of that shape fits into a static one of this."""
+        return self.kind == other.kind and self.tokens >= other.tokens and self.sequences >= other.sequences
+
+
+class StaticStep(ABC):
+    """A step of fixed shape that is filled again and again; a backend's operations take it as they take an uploaded one.
+
+    New, it is all padding. A padded token is token 0 at position 0 whose slot is -1: its K and V are written nowhere. A padded
+    sequence of a "decode" step has a context of 0 tokens, one of a "prompts" step no tokens. What is computed for padding is
+    never looked at, may be anything (NaN too), and must not reach another row.
+
+    Operations on a static step launch the same work whatever is in it: they do not wait for the device, do not look at what it
+    holds, and size what they launch by ``shape`` and the KV cache alone.
+    """
+
+    shape: StepShape
+
+    @abstractmethod
+    def fill(self, step: Any) -> None:
+        """Take over the contents of an uploaded step whose shape this one holds, and make the rest padding.
+
+        Copies on the device, in the order of the steps; the host waits for nothing. ``step`` is not needed afterwards.
+        """
+
+
+StaticSteps = Callable[[StepShape], "StaticStep | None"]
+"""A new static step of this shape, all padding; None for a shape (or from a backend) that cannot be recorded."""
+
 
 class GraphBackend(ABC):
     @abstractmethod
-    def prepare(self, forward: Forward) -> Forward:
-        """What the runner calls instead of ``forward`` from now on. Same arguments, same values."""
+    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
+        """What the runner calls instead of ``forward`` from now on: same arguments, same values. Called once, when the weights
+        are loaded and the KV cache has its memory, before any request: the moment to record what can be recorded.
+
+        The uploaded steps of a backend with static steps have a ``shape: StepShape``. The logits returned may be written to,
+        and hold until the next step.
+
+        :raises UserError: when this backend's steps cannot be recorded, or there is not enough memory for it.
+        """
 
     def describe(self) -> str:
-        """One line for people: sizes captured, memory taken."""
+        """One line for people, for the log: what is recorded, the memory it takes, what has been replayed so far."""
         return type(self).__name__
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """The engine ends, and nothing is launched any more; the compute backend is closed next."""

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from core.interfaces.compute import ComputeBackend
-from core.interfaces.graph import Forward, GraphBackend
+from core.interfaces.graph import Forward, GraphBackend, StaticStep, StaticSteps, StepShape
 from core.models.decoder import Decoder
 from core.testing.contract import Contract
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
@@ -81,7 +81,11 @@ class GraphBackendContract(Contract, kit=True):
 
     def runs(self, graph: GraphBackend, spoil: Any = lambda forward: forward) -> tuple[Any, Any]:
         """Two equal engines in miniature: one that calls the decoder, one that calls what ``prepare`` made of it."""
-        return self.run_of(lambda forward: forward), self.run_of(lambda forward: graph.prepare(spoil(forward)))
+
+        def prepare(forward: Forward, static_steps: StaticSteps) -> Forward:
+            return graph.prepare(spoil(forward), static_steps)
+
+        return self.run_of(lambda forward, static_steps: forward), self.run_of(prepare)
 
     def run_of(self, prepare: Any) -> Any:
         spec = tiny_spec()
@@ -89,7 +93,11 @@ class GraphBackendContract(Contract, kit=True):
         decoder = Decoder.load(spec, random_weights(spec).values(), backend)
         kv = backend.kv_cache(spec, 32, 8)
         paged = PagedSequences(32, 8)
-        forward = prepare(lambda step: decoder.forward(step, kv))
+
+        def static_step(shape: StepShape) -> StaticStep | None:
+            return backend.static_step(shape, spec, kv)
+
+        forward = prepare(lambda step: decoder.forward(step, kv), static_step)
 
         def run(work: dict[int, list[int]]) -> NDArray[Any]:
             return np.array(backend.to_host(forward(backend.upload(paged.step(work), spec, kv))))

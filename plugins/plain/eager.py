@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from core.interfaces.graph import Forward, GraphBackend
+from core.interfaces.graph import Forward, GraphBackend, StaticSteps
 
 
 class Eager(GraphBackend):
-    def prepare(self, forward: Forward) -> Forward:
+    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
         return forward
 
     def describe(self) -> str:

@@ -8,7 +8,7 @@ import pytest
 from core.engine.runner import Runner
 from core.errors import EngineDeadError
 from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
-from core.interfaces.graph import GraphBackend
+from core.interfaces.graph import GraphBackend, StepShape
 
 LOGITS = np.array([[0.0, 3.0, 1.0], [5.0, 4.0, 2.0]], np.float32)
 
@@ -28,6 +28,9 @@ class Backend:
 
     def upload(self, batch, spec, kv):
         return (batch, spec, kv)
+
+    def static_step(self, shape, spec, kv):
+        return (shape, spec, kv)
 
     def adjust(self, logits, adjustment):
         self.done.append("adjust")
@@ -79,8 +82,17 @@ class Sampler:
 class Graph(GraphBackend):
     def __init__(self):
         self.replays = 0
+        self.closed = False
 
-    def prepare(self, forward):
+    def describe(self):
+        return "counting"
+
+    def close(self):
+        self.closed = True
+
+    def prepare(self, forward, static_steps):
+        self.static_steps = static_steps
+
         def replay(step):
             self.replays += 1
             return forward(step)
@@ -188,6 +200,17 @@ def test_an_error_on_a_device_that_is_gone_is_the_end(runner, backend):
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_close_closes_the_backend(runner, backend):
+def test_close_closes_the_graphs_and_the_backend(runner, backend, graph):
     runner.close()
+    assert graph.closed
     assert backend.closed
+
+
+def test_how_steps_are_launched_is_logged(backend, graph, caplog):
+    with caplog.at_level("INFO", logger="dovetail.engine"):
+        Runner(Decoder(backend), "the kv", Sampler(), graph)
+    assert [record.message for record in caplog.records] == ["steps are launched so: counting"]
+
+
+def test_a_graph_backend_may_ask_for_static_steps(runner, graph):
+    assert graph.static_steps(StepShape("decode", 4, 4)) == (StepShape("decode", 4, 4), "the spec", "the kv")

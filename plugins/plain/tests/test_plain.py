@@ -16,7 +16,7 @@ def test_eager_is_the_step_itself():
     def forward(step):
         return step
 
-    assert Eager().prepare(forward) is forward
+    assert Eager().prepare(forward, lambda shape: None) is forward
 
 
 def test_private_pages_are_free_when_their_request_leaves():

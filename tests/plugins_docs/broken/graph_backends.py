@@ -8,7 +8,7 @@ from core.testing import GraphBackendContract
 
 
 class Eager(GraphBackend):
-    def prepare(self, forward):
+    def prepare(self, forward, static_steps):
         return forward
 
 
@@ -34,7 +34,7 @@ class TestReplaysTheFirstInputs(Contract):
     caught_by = "test_prepared_steps_give_the_same_values"
 
     class implementation(Eager):
-        def prepare(self, forward):
+        def prepare(self, forward, static_steps):
             recorded = {}
             return lambda step: forward(recorded.setdefault(step.batch.num_tokens, step))
 
@@ -44,7 +44,7 @@ class TestPadsTheResult(Contract):
     caught_by = "test_prepared_steps_give_the_same_values"
 
     class implementation(Eager):
-        def prepare(self, forward):
+        def prepare(self, forward, static_steps):
             def padded(step):
                 logits = forward(step)
                 return np.concatenate([logits, logits[-1:]])
@@ -57,7 +57,7 @@ class TestBreaksForGood(Contract):
     caught_by = "test_steps_after_a_failed_one_are_right"
 
     class implementation(Eager):
-        def prepare(self, forward):
+        def prepare(self, forward, static_steps):
             scale = [1.0]
 
             def step(inputs):
