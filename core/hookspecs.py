@@ -20,12 +20,14 @@ from collections.abc import Iterable
 import pluggy
 
 from core.offers import (
+    BlockPolicyOffer,
     CachePolicyOffer,
     CheckpointFormatOffer,
     ComputeBackendOffer,
     FrontEndOffer,
     GraphBackendOffer,
     ModelOffer,
+    ParallelismOffer,
     QuantizerOffer,
     RulesOffer,
     SamplerOffer,
@@ -54,6 +56,34 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
             )
 
     ``create`` returns a ``core.interfaces.compute.ComputeBackend``; ``core.testing.ComputeBackendContract`` tests it.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_parallelisms() -> Iterable[ParallelismOffer]:
+    """Offer ways for several processes to share a model. At most one is chosen: ``--parallelism NAME``, or its plugin.
+
+    The core cuts the weights (``core.models.shard``), starts a process for each rank beside the engine's, which is rank 0, and
+    sends every step to all of them; a parallelism says how many there are and puts their results together.
+
+    ::
+
+        class MineSettings(Section):
+            size: int = Field(1, ge=1, description="processes that share the model")
+
+        @hookimpl
+        def register_parallelisms():
+            def create(context, rank, folder):
+                from my_parallelism.group import MyCollective
+                return MyCollective(rank, context.section.size, folder)
+
+            yield ParallelismOffer(
+                name="mine", summary="ranks that share memory", settings=MineSettings, frameworks=frozenset({"torch"}),
+                ranks=lambda section: section.size, create=create,
+            )
+
+    ``create`` returns a ``core.interfaces.parallel.Collective``; ``core.testing.ParallelismContract`` tests it.
     """
     raise NotImplementedError
 
@@ -186,6 +216,25 @@ def register_cache_policies() -> Iterable[CachePolicyOffer]:
 
     ``create`` returns a ``core.interfaces.cache.CachePolicy``; ``core.testing.CachePolicyContract`` tests it:
     no page is ever lost.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_block_policies() -> Iterable[BlockPolicyOffer]:
+    """Offer ways to divide the KV pages between newcomers and growth. Exactly one is chosen: ``--block-policy NAME``.
+
+    ::
+
+        @hookimpl
+        def register_block_policies():
+            def create(context):
+                from blocks_mine.policy import MyBlocks
+                return MyBlocks()
+
+            yield BlockPolicyOffer(name="mine", summary="keeps a tenth of the pages for growth", create=create)
+
+    ``create`` returns a ``core.interfaces.blocks.BlockPolicy``; ``core.testing.BlockPolicyContract`` tests it.
     """
     raise NotImplementedError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
@@ -15,11 +16,13 @@ from pydantic import BaseModel
 from core.interfaces.rules import Fact, Rule
 
 if TYPE_CHECKING:
+    from core.interfaces.blocks import BlockPolicy
     from core.interfaces.cache import CachePolicy
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.frontend import FrontEnd
     from core.interfaces.graph import GraphBackend
     from core.interfaces.model import CheckpointFormat, ModelFamily
+    from core.interfaces.parallel import Collective
     from core.interfaces.quantizer import Quantizer
     from core.interfaces.sampler import Sampler
     from core.interfaces.scheduler import SchedulingPolicy
@@ -78,12 +81,16 @@ class QuantizerOffer(Offer):
 
     ``stored_bits(section, role, in_features)``: the bits that a weight of this role takes, scales included, or None when the
     role is not packed. Left out, the layers' linears take ``bits`` and the head is not packed.
+
+    ``at_load``: the settings that have no part in what is stored, only in how it is multiplied. A checkpoint that is saved packed
+    keeps all the others, and who loads it may not change those.
     """
 
     kind: ClassVar[str] = "quantizer"
     create: Callable[[Context], Quantizer]
     bits: float
     stored_bits: Callable[[Any, str, int], float | None] | None = None
+    at_load: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,12 @@ class SamplerOffer(Offer):
 class CachePolicyOffer(Offer):
     kind: ClassVar[str] = "cache_policy"
     create: Callable[[Context], CachePolicy]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPolicyOffer(Offer):
+    kind: ClassVar[str] = "block_policy"
+    create: Callable[[Context], BlockPolicy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +131,30 @@ class FrontEndOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeBackendOffer(Offer):
-    """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched."""
+    """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched.
+
+    ``splits``: whether its backends can ``join`` others, each with a part of the model's weights.
+    """
 
     kind: ClassVar[str] = "compute_backend"
     create: Callable[[Context], ComputeBackend]
     framework: str
     requires: tuple[str, ...] = ()
+    splits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelismOffer(Offer):
+    """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called.
+
+    ``create(context, rank, folder)`` is called in each of them. ``folder`` is one that only this server's ranks have, empty at
+    first, for them to find each other. ``frameworks``: the compute frameworks whose arrays it takes.
+    """
+
+    kind: ClassVar[str] = "parallelism"
+    create: Callable[[Context, int, Path], Collective]
+    ranks: Callable[[Any], int]
+    frameworks: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +198,9 @@ SINGLE_KINDS: tuple[str, ...] = (
     "scheduler",
     "sampler",
     "cache_policy",
+    "block_policy",
     "graph_backend",
 )
-"""Kinds of which exactly one offer is chosen. "quantizer" is chosen at most once; the remaining kinds any number of times."""
-OPTIONAL_KINDS: tuple[str, ...] = ("quantizer",)
+"""Kinds of which exactly one offer is chosen. those of ``OPTIONAL_KINDS`` at most once; the remaining kinds any number of times."""
+OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism")
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

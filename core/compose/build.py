@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.frontend import FrontEnd
     from core.interfaces.model import CheckpointFormat, Weight
+    from core.interfaces.quantizer import Quantizer
     from core.models.decoder import Decoder
 
 
@@ -65,7 +66,8 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
         )
         cache = _create(plan, manager, "cache_policy")
         cache.attach_memory(kv)
-        return Engine(config, runner, _create(plan, manager, "scheduler"), cache)
+        policies = _create(plan, manager, "scheduler"), cache, _create(plan, manager, "block_policy")
+        return Engine(config, runner, *policies)
     except BaseException:
         backend.close()
         raise
@@ -80,9 +82,14 @@ def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager) ->
     """Place weights one at a time as they stream in."""
     from core.models.decoder import Decoder
 
-    quantizer = _create(plan, manager, "quantizer") if plan.chosen("quantizer") else None
+    quantizer = create_quantizer(plan, manager) if plan.chosen("quantizer") else None
     with stored_weights(plan, manager) as weights:
         return Decoder.load(plan.spec, weights, backend, quantizer)
+
+
+def create_quantizer(plan: Plan, manager: PluginManager) -> Quantizer:
+    quantizer: Quantizer = _create(plan, manager, "quantizer")
+    return quantizer
 
 
 def load_model(plan: Plan) -> Decoder:
@@ -95,13 +102,18 @@ def load_model(plan: Plan) -> Decoder:
 def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weight]]:
     """The weights of a ``fetched`` plan's checkpoint, in canonical form, while it is open."""
     from core.models.loading import open_checkpoint, weights
+    from core.models.packed import packed_weights, read_packing
 
     family = _offered(plan, manager, "model").offer
     if not isinstance(family, ModelOffer):
         raise TypeError(f"{family.name} is no model")
     checkpoint = open_checkpoint(plan.model, checkpoint_formats(plan, manager), plan.settings["seed"])
     try:
-        yield weights(checkpoint, family.family(), plan.spec)
+        packing = read_packing(plan.config, plan.model.name)
+        if packing is None:
+            yield weights(checkpoint, family.family(), plan.spec)
+        else:
+            yield packed_weights(checkpoint, plan.spec, packing, create_quantizer(plan, manager))
     finally:
         checkpoint.close()
 

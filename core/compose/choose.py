@@ -71,9 +71,10 @@ def select(configuration: Configuration) -> Selection:
     for kind in (*SINGLE_KINDS, *OPTIONAL_KINDS):
         _select_one(kind, configuration, selection)
     always = defaults()["always"]
+    used = {offered.plugin for offered in selection.offers.values()}
     for kind in MANY_KINDS:
         for offered in manager.offers(kind):
-            wanted = offered.plugin in selection.named or offered.plugin in always.get(kind, ())
+            wanted = offered.plugin in {*selection.named, *used, *always.get(kind, ())}
             if wanted and isinstance(offered.offer, RulesOffer):
                 selection.rules.append(offered)
     selection.model_plugins = _plugins_of("model", manager, selection, always)
@@ -102,12 +103,25 @@ def _select_one(kind: str, configuration: Configuration, selection: Selection) -
         return
     refused = {no.value for no in configuration.refused if no.key == (setting,)}
     candidates = [offered for name, offered in offers.items() if offered.plugin in selection.named and name not in refused]
+    candidates = _defaults_among(kind, candidates)
     candidates.sort(key=lambda offered: selection.named.index(offered.plugin))
     selection.candidates[kind] = tuple(offered.name for offered in candidates)
     if candidates:
         selection.take(kind, candidates[0], selection.origins[candidates[0].plugin])
-    elif kind in SINGLE_KINDS:
+    elif kind in SINGLE_KINDS or _has_default(kind, manager):
         _select_default(kind, offers, manager, selection)
+
+
+def _defaults_among(kind: str, candidates: list[Offered]) -> list[Offered]:
+    """A plugin that offers several of a kind, one of them the default, offers that one where it is merely named."""
+    plugin, _, name = str(defaults()["kinds"].get(kind, "")).partition(":")
+    return [each for each in candidates if not name or each.plugin != plugin or each.name == name]
+
+
+def _has_default(kind: str, manager: PluginManager) -> bool:
+    """Of an optional kind: nothing is chosen, and nothing is wrong, where the plugin is not there."""
+    plugin = manager.get(str(defaults()["kinds"].get(kind, "")).partition(":")[0])
+    return plugin is not None and plugin.state == "loaded"
 
 
 def _select_default(kind: str, offers: dict[str, Offered], manager: PluginManager, selection: Selection) -> None:

@@ -16,8 +16,10 @@ KIND_SETTINGS: dict[str, str] = {
     "scheduler": "scheduler",
     "sampler": "sampler",
     "cache_policy": "cache_policy",
+    "block_policy": "block_policy",
     "graph_backend": "graph",
     "quantizer": "quantization",
+    "parallelism": "parallelism",
 }
 """Kind of offer -> the setting that names the one to use."""
 
@@ -54,15 +56,21 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     sampler: str = Field("auto", description="how tokens are drawn")
     scheduler: str = Field("auto", description="scheduling policy")
     cache_policy: str = Field("auto", description="which KV pages are shared and kept")
+    block_policy: str = Field("auto", description="how KV pages are divided between prompts and what is generated")
     graph: str = Field("auto", description="how steps are launched")
     front_end: str = Field("auto", description="the door requests come through")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
+    parallelism: str = Field("auto", description="how several processes share a model; none for one process")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="number format of weights and KV cache"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads of the compute backend; 0 is one per physical core available"
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of the compute backend, in each process that shares a model; 0 is one per physical core "
+        "available, divided among these processes",
     )
     max_model_len: int | None = Field(
         None, ge=16, description="longest prompt plus output, tokens; default: the model's positions, at most 32768"

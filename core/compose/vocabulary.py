@@ -110,14 +110,14 @@ class Word:
             if value is not None and self.constant is False:
                 return Problem(f"{self.name} takes no value", origin, (f"drop {value!r}",))
             return Said(self.setting.key, self.constant if value is None else value, origin)
+        if isinstance(value, str) and value and value.casefold() in self.features:
+            return Said(*self.features[value.casefold()], origin)
         if self.feature is not None:
             if value is not None and str(value).casefold() in _FALSE:
                 return None
             if value is not None and str(value).casefold() not in _TRUE:
                 return Problem(f"{self.name} is on or off, not {value!r}", origin, ("give 1 or 0",))
             return Said(*self.feature, origin, self.refuses)
-        if isinstance(value, str) and value.casefold() in self.features:
-            return Said(*self.features[value.casefold()], origin)
         if self.setting is None:
             known = ", ".join(sorted(self.features))
             return Problem(

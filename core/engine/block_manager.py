@@ -1,4 +1,5 @@
-"""Gives rows their KV pages and takes them back. Which pages are shared or kept is the cache policy's affair.
+"""Gives rows their KV pages and takes them back. Which pages are shared or kept is the cache policy's affair, how many may
+be given to newcomers and how many to those who grow is the block policy's.
 
 At any time ``free + used + kept == total``: used by rows, or kept by the policy though no row uses them.
 """
@@ -8,15 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from core.engine.rows import Ints, Rows, Sequence
+from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy, Hit, PagePool
 
 
 class BlockManager:
     """A row gets the pages of all its known tokens when it is admitted, so only decoding rows ever grow, a page at a time."""
 
-    def __init__(self, num_pages: int, policy: CachePolicy, rows: Rows) -> None:
+    def __init__(self, num_pages: int, policy: CachePolicy, division: BlockPolicy, rows: Rows) -> None:
         self.pool = PagePool(num_pages, rows.page_size)
         self._policy = policy
+        self._division = division
         self._rows = rows
         policy.attach(self.pool)
 
@@ -29,13 +32,8 @@ class BlockManager:
         return self._policy.num_reclaimable
 
     def find(self, sequence: Sequence) -> Hit | None:
-        """The pages that already hold a prefix of a waiting sequence, if the others it needs can be had; None if they cannot.
-
-        A page stays in reserve for every placed row that may still grow, so that a newcomer is not admitted today to be
-        preempted tomorrow. With no row placed nothing is reserved: a sequence alone always fits.
-        """
-        reserved = self._num_growing()
-        if sequence.pages_missed > self.num_available - reserved:
+        """The pages that already hold a prefix of a waiting sequence, if the others it needs can be had; None if they cannot."""
+        if sequence.pages_missed > self._division.for_admission(self._use()):
             return None  # looking again would find nothing new: what it missed has not become free
         hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
         if hit.num_tokens != len(hit.pages) * self.pool.page_size or hit.num_tokens >= len(sequence.tokens):
@@ -43,17 +41,24 @@ class BlockManager:
                 f"cache policy {type(self._policy).__name__} found {hit.num_tokens} of {len(sequence.tokens)} tokens in "
                 f"{len(hit.pages)} pages of {self.pool.page_size}: a hit is whole pages and leaves a token to compute"
             )
-        missing = -(-len(sequence.tokens) // self.pool.page_size) - len(hit.pages)
-        fits = missing <= self.num_available - reserved  # counted anew: the hit's own pages are no longer reclaimable
+        missing = self._pages_at_admission(len(sequence.tokens), sequence.limit) - len(hit.pages)
+        fits = missing <= self._division.for_admission(self._use())  # anew: the hit's own pages are no longer reclaimable
         sequence.pages_missed = 0 if fits else missing
         if fits:
             return hit
         self.give_back(hit)
         return None
 
-    def _num_growing(self) -> int:
+    def _use(self) -> PoolUse:
         rows = self._rows
-        return int(np.count_nonzero((rows.num_pages > 0) & (rows.num_pages < rows.most_pages)))
+        growing = np.count_nonzero((rows.num_pages > 0) & (rows.num_pages < rows.most_pages))
+        return PoolUse(self.pool.total, self.num_available, int(rows.num_grown.sum()), int(growing))
+
+    def _pages_at_admission(self, known: int, limit: int) -> int:
+        """``limit``: the length at which the sequence ends; its last token is never computed."""
+        size = self.pool.page_size
+        pages = -(-known // size)
+        return max(pages, min(pages + self._division.ahead, -(-(limit - 1) // size)))
 
     def give_back(self, hit: Hit) -> None:
         """A found sequence is not admitted after all."""
@@ -63,7 +68,7 @@ class BlockManager:
         """The pages of a row that was just placed: those found, and fresh ones for the rest of its tokens."""
         rows = self._rows
         found = len(hit.pages)
-        number = -(-int(rows.length[row]) // self.pool.page_size)
+        number = self._pages_at_admission(int(rows.length[row]), int(rows.limit[row]))
         if not self._make_room(number - found):
             raise RuntimeError(f"{number - found} pages were promised by find and cannot be had")
         rows.pages[row, :found] = hit.pages
@@ -72,11 +77,12 @@ class BlockManager:
 
     def grow(self, rows: Ints) -> bool:
         """One more page for each of ``rows``, or False and nothing done when there are not so many."""
-        if not self._make_room(len(rows)):
+        if len(rows) > self._division.for_growth(self._use()) or not self._make_room(len(rows)):
             return False
         state = self._rows
         state.pages[rows, state.num_pages[rows]] = self.pool.take(len(rows))
         state.num_pages[rows] += 1
+        state.num_grown[rows] += 1
         return True
 
     def note_filled(self, rows: Ints, before: Ints, after: Ints) -> None:
@@ -98,7 +104,7 @@ class BlockManager:
         number = state.num_pages[row]
         self._policy.leave(state.pages[row, :number].copy())
         state.pages[row, :number] = 0
-        state.num_pages[row] = 0
+        state.num_pages[row] = state.num_grown[row] = 0
 
     def _make_room(self, wanted: int) -> bool:
         short = wanted - self.pool.num_free

@@ -16,6 +16,7 @@ from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
 from core.engine.stop import banned_tokens, stop_tokens, verdict
 from core.errors import EngineDeadError, RequestError
+from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.limits import RequestLimits
@@ -55,14 +56,16 @@ class Engine:
     through ``step`` is the end of the engine: an ``EngineDeadError`` (the device is lost), or a policy that breaks its word.
     """
 
-    def __init__(self, config: EngineConfig, runner: StepRunner, policy: SchedulingPolicy, cache: CachePolicy) -> None:
+    def __init__(
+        self, config: EngineConfig, runner: StepRunner, policy: SchedulingPolicy, cache: CachePolicy, blocks: BlockPolicy
+    ) -> None:
         self.config = config
-        capacity = config.num_pages * config.page_size
+        capacity = blocks.for_admission(PoolUse(config.num_pages, available=config.num_pages)) * config.page_size
         self.limits = RequestLimits(config.max_model_len, config.vocab, capacity, config.max_num_seqs + config.max_waiting)
         self._runner = runner
         self._policy = policy
         self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)
-        self.blocks = BlockManager(config.num_pages, cache, self._rows)
+        self.blocks = BlockManager(config.num_pages, cache, blocks, self._rows)
         self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
         self._aborted: list[TokenEvent] = []  # given out by the next step

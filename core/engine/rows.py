@@ -58,6 +58,7 @@ class Rows:
         self.tokens: Tokens = np.zeros((number, max_len), np.int32)  # memory is touched, and so taken, only where used
         self.pages: NDArray[np.int32] = np.zeros((number, -(-max_len // page_size)), np.int32)  # 0 behind a row's own
         self.num_pages: Ints = np.zeros(number, np.int64)
+        self.num_grown: Ints = np.zeros(number, np.int64)  # of these, given since it was placed
         self.most_pages: Ints = np.zeros(number, np.int64)  # what it will hold when it reaches its limit
         self.length: Ints = np.zeros(number, np.int64)
         self.computed: Ints = np.zeros(number, np.int64)

@@ -37,6 +37,7 @@ pytest.register_assert_rewrite(
     *(
         f"core.testing.{module}"
         for module in (
+            "blocks",
             "cache",
             "compute",
             "contract",
@@ -52,7 +53,8 @@ pytest.register_assert_rewrite(
     )
 )
 
-from core.testing.cache import CachePolicyContract  # noqa: E402 - see above
+from core.testing.blocks import BlockPolicyContract  # noqa: E402 - see above
+from core.testing.cache import CachePolicyContract  # noqa: E402
 from core.testing.compute import ComputeBackendContract  # noqa: E402
 from core.testing.contract import Contract  # noqa: E402
 from core.testing.frontend import FrontEndContract  # noqa: E402
@@ -65,6 +67,7 @@ from core.testing.sampler import SamplerContract  # noqa: E402
 from core.testing.scheduler import SchedulerContract  # noqa: E402
 
 __all__ = [
+    "BlockPolicyContract",
     "CachePolicyContract",
     "CheckpointFormatContract",
     "ComputeBackendContract",

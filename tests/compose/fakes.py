@@ -10,6 +10,7 @@ from core.compose.probe import DeviceProbe, Gpu
 from core.hookspecs import hookimpl
 from core.offers import (
     Alias,
+    BlockPolicyOffer,
     CachePolicyOffer,
     ComputeBackendOffer,
     FrontEndOffer,
@@ -94,6 +95,7 @@ def standard_points():
     )
     eager = GraphBackendOffer(name="eager", summary="as it is", create=create)
     private = CachePolicyOffer(name="private", summary="no sharing", create=create)
+    shared = BlockPolicyOffer(name="global", summary="one pool", create=create)
     door = FrontEndOffer(
         name="openai_http",
         summary="a door",
@@ -114,6 +116,7 @@ def standard_points():
                 register_cache_policies=[private],
             ),
         ),
+        Point("kv_blocks", plugin("fake_blocks", register_block_policies=[shared])),
         Point("prefill_chunked", plugin("fake_chunked", register_schedulers=[chunked])),
         Point("sampler_standard", plugin("fake_sampler", register_samplers=[sampler("standard")])),
     ]

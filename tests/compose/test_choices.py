@@ -3,6 +3,7 @@ import tomllib
 
 import pytest
 
+import kv_blocks.plugin
 from core.compose import compose
 from core.compose.composition import attempt
 from core.compose.first_pass import first_pass
@@ -34,6 +35,7 @@ def test_kinds_nobody_names_are_filled_by_the_defaults():
         "scheduler": ("whole", "default"),
         "sampler": ("standard", "default"),
         "cache_policy": ("private", "default"),
+        "block_policy": ("global", "default"),
         "graph_backend": ("eager", "default"),
         "model": ("ernie45", "default"),
         "checkpoint_format": ("random", "default"),
@@ -317,3 +319,24 @@ def test_help_has_a_group_for_each_plugin_and_every_flag_it_shows_is_taken(monke
     first = first_pass(sorted(flags - {"--config", "--plugin-setting"}), {}, {})
     texts = [str(problem) for problem in attempt(first, manager(), CPU).problems]
     assert not [each for each in texts if "there is no flag" in each]
+
+
+@pytest.mark.parametrize(("value", "policy"), [("1", "global"), ("0", "partitioned"), ("", "global")])
+def test_a_variable_that_is_on_or_off_may_name_a_feature_for_each(value, policy):
+    installed = manager(Point("kv_blocks", kv_blocks.plugin), without=("kv_blocks",))
+    plan = compose(
+        [], env={"ENABLE_V1_KVCACHE_SCHEDULER": value}, overrides={"model": "random:tiny"}, probe=CPU, manager=installed
+    )
+    assert chosen(plan)["block_policy"] == (policy, "$ENABLE_V1_KVCACHE_SCHEDULER" if value else "default")
+    assert plan.facts["kv_blocks.prompt_pages"] == int(plan.facts["kv.num_pages"] * 0.75)
+
+
+def test_a_share_for_prompts_under_one_pool_is_warned_about():
+    installed = manager(Point("kv_blocks", kv_blocks.plugin), without=("kv_blocks",))
+    (warning,) = planned(installed=installed, kv_cache_ratio=0.5).warnings
+    assert str(warning) == (
+        "--kv-cache-ratio 0.5 has no effect: under the global block policy prompts and outputs take pages from one pool\n"
+        "  set by: LLM(kv_cache_ratio=...)\n"
+        "  remedy: drop --kv-cache-ratio\n"
+        "  remedy: divide the pages: --block-policy partitioned"
+    )

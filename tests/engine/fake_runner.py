@@ -13,6 +13,7 @@ from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.randomness import uniform
 from core.interfaces.request import Request, SamplingParams, TokenEvent
 from core.interfaces.scheduler import SchedulingPolicy, StepBudget
+from kv_blocks.policies import GlobalBlocks
 from plain.private import PrivatePages
 from plain.whole import WholePrompts
 from tests.engine.fake_host import FakeKV
@@ -207,6 +208,7 @@ def make_engine(
     seed=0,
     policy=None,
     cache=None,
+    blocks=None,
     copying=(),
 ) -> Engine:
     config = EngineConfig(
@@ -223,7 +225,7 @@ def make_engine(
     policy = policy or (WholePrompts() if budget >= context else Chunks())
     cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget)
     cache.attach_memory(FakeKV(runner, pages, page_size, *copying))
-    return Engine(config, runner, policy, cache)
+    return Engine(config, runner, policy, cache, blocks or GlobalBlocks())
 
 
 def request(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params) -> Request:

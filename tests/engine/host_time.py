@@ -9,6 +9,7 @@ import numpy as np
 from core.engine.engine import Engine, EngineConfig
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.request import Request, SamplingParams
+from kv_blocks.policies import GlobalBlocks
 from plain.private import PrivatePages
 from prefill_chunked.chunked import ChunkedPrefill
 
@@ -37,7 +38,7 @@ def measure(batch: int, steps: int, context: int = 1024, **params) -> tuple[floa
         eos_token_ids=(2,),
         vocab=VOCAB,
     )
-    engine = Engine(config, NoModel(), ChunkedPrefill(), PrivatePages())
+    engine = Engine(config, NoModel(), ChunkedPrefill(), PrivatePages(), GlobalBlocks())
     for index in range(batch):
         prompt = [(index + i) % VOCAB for i in range(context - index % 64)]
         engine.add(Request(request_id=f"request-{index}", prompt_token_ids=prompt, params=SamplingParams(**params)))

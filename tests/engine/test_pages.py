@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cache_prefix.prefix import PrefixPages
 from core.interfaces.cache import Hit
+from kv_blocks.policies import GlobalBlocks, PartitionedBlocks
 from plain.private import PrivatePages
 from prefill_chunked.chunked import ChunkedPrefill
 from tests.engine.fake_runner import (
@@ -37,17 +38,21 @@ class AnyOrder(RuleBasedStateMachine):
         budget=st.sampled_from([1, 2, 7, 32, 100]),
         cache=st.sampled_from([PrivatePages, PrefixPages, *(partial(PrefixPages, host_bytes=pages) for pages in (1, 6, 60))]),
         patience=st.sampled_from([0, 1, 20]),
+        blocks=st.sampled_from([(None, 0), (1.0, 0), (1.0, 2), (0.75, 0), (0.75, 1), (0.5, 2)]),
         policy=st.sampled_from([Chunks, lambda: ChunkedPrefill(2, 1, 5), ChunkedPrefill]),
     )
-    def start(self, seqs, page_size, spare, budget, cache, patience, policy):
+    def start(self, seqs, page_size, spare, budget, cache, patience, blocks, policy):
+        ratio, ahead = blocks
+        pages = -(-CONTEXT // page_size)
         self.engine = make_engine(
             seqs=seqs,
             context=CONTEXT,
             page_size=page_size,
-            pages=-(-CONTEXT // page_size) + spare,
+            pages=(pages if ratio is None else -int(-pages // ratio)) + spare,
             budget=budget,
             policy=policy(),
             cache=cache(),
+            blocks=GlobalBlocks() if ratio is None else PartitionedBlocks(ratio, ahead),
             copying=(seqs, patience),
         )
         self.made, self.events, self.aborted = {}, {}, set()

@@ -95,6 +95,44 @@ class TestPrefixPages(testing.CachePolicyContract):
         return made("cache_prefix", "cache_policy", "prefix")
 
 
+# --- kv_blocks --------------------------------------------------------------------------------------------------------
+
+
+class TestKvBlocks(testing.PluginContract):
+    plugin = "kv_blocks"
+
+
+class TestKvBlocksRules(testing.RulesContract):
+    plugin = "kv_blocks"
+    sound = {"max_model_len": 64, "num_gpu_blocks_override": 8}
+    violating = {
+        "kv-cache-ratio-without-partition": {"block_policy": "global", "kv_blocks.kv_cache_ratio": 0.5},
+        "static-decode-blocks-without-partition": {"block_policy": "global", "kv_blocks.static_decode_blocks": 1},
+        "prompt-part-smaller-than-a-request": {
+            "block_policy": "partitioned",
+            "kv_blocks.kv_cache_ratio": 0.25,
+            "max_model_len": 256,
+            "num_gpu_blocks_override": 8,
+        },
+    }
+
+
+class TestGlobal(testing.BlockPolicyContract):
+    def make(self):
+        return made("kv_blocks", "block_policy", "global")
+
+
+class TestPartitioned(testing.BlockPolicyContract):
+    section: dict = {}
+
+    def make(self):
+        return made("kv_blocks", "block_policy", "partitioned", **self.section)
+
+
+class TestPartitionedInHalves(TestPartitioned):
+    section = {"kv_cache_ratio": 0.5, "static_decode_blocks": 0}
+
+
 # --- quant_wint8, quant_wint4 -----------------------------------------------------------------------------------------
 
 
@@ -472,6 +510,7 @@ def test_every_default_offer_goes_through_a_contract():
         "plain": {"private", "whole", "eager"},
         "prefill_chunked": {"chunked"},
         "cache_prefix": {"prefix"},
+        "kv_blocks": {"global", "partitioned"},
         "quant_wint8": {"wint8"},
         "quant_wint4": {"wint4"},
         "sampler_rejection": {"rejection"},
@@ -482,7 +521,7 @@ def test_every_default_offer_goes_through_a_contract():
     }
     source = Path(__file__).read_text()
     for plugin, names in tested.items():
-        assert {offer.name for offer in offers_of(plugin_module(plugin))} == names
+        assert {offer.name for offer in offers_of(plugin_module(plugin)) if offer.kind != "rules"} == names
         for name in names:
             assert re.search(rf'"{plugin}",\s+"\w+",\s+"{name}"', source), f"{name} of {plugin} is not made in this file"
     assert len(list(weight_names(tiny_spec()))) == 15

@@ -17,6 +17,7 @@ from core import testing
 
 BROKEN = Path(__file__).parent / "broken"
 CONTRACTS = {
+    "block_policies": testing.BlockPolicyContract,
     "cache_policies": testing.CachePolicyContract,
     "checkpoint_formats": testing.CheckpointFormatContract,
     "compute_backends": testing.ComputeBackendContract,
