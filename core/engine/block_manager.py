@@ -32,7 +32,7 @@ class BlockManager:
         return self._policy.num_reclaimable
 
     def find(self, sequence: Sequence) -> Hit | None:
-        """The pages that already hold a prefix of a waiting sequence, if the others it needs can be had; None if they cannot."""
+        """The pages that already hold a prefix of a waiting sequence, if the others that it needs can be had, or None."""
         if sequence.pages_missed > self._division.for_admission(self._use()):
             return None  # looking again would find nothing new: what it missed has not become free
         hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
