@@ -37,11 +37,18 @@ class Packed:
 
 
 class Quantizer(ABC):
-    """``layout`` names the arrays' arrangement, for backends that have a kernel for it ("int8_row", "int4_group", ...)."""
+    """``layout`` names the arrays' arrangement, for backends that have a kernel for it ("int8_row", "int4_group", ...).
+
+    ``rows_together``: rows that share something (the scale of a block) come in blocks of this many, counted from the first row
+    of the matrix that is placed: over the seams of its parts, so that a block may hold the last of q and the first of k; the
+    last block has what is left. A rank of several counts from the first row of its own. Who packs, stacks or cuts a matrix in
+    pieces does so in whole blocks, all but the last piece: ``packed_chunks`` does.
+    """
 
     name: str
     layout: str
     roles: frozenset[Role]  # which linears are packed; the others keep the model's dtype
+    rows_together: int = 1
 
     def of_role(self, role: Role) -> Quantizer:
         """What packs the linears of this role: another quantizer, when a format mixes (a head in more bits than the layers)."""
@@ -49,7 +56,8 @@ class Quantizer(ABC):
 
     @abstractmethod
     def pack(self, weight: NDArray[np.float32]) -> Packed:
-        """Pack rows of a matrix [out, in]. Rows are independent: packing parts and stacking them equals packing the whole.
+        """Pack rows of a matrix [out, in]. Blocks of rows are independent: packing pieces of whole blocks and stacking them
+        equals packing the whole.
 
         :raises UserError: when ``in`` does not fit the format (a group size that does not divide it), with a remedy.
         """
@@ -63,13 +71,21 @@ class Quantizer(ABC):
         """Stored bits for each weight of a row this long, scales included; the offer's ``bits`` is only nominal."""
 
     def stack(self, parts: list[Packed]) -> Packed:
-        """Join parts along the output axis. Override when an array's first axis is not the output axis."""
+        """Join parts along the output axis. Override when an array's first axis is neither the output axis nor that of blocks.
+
+        :raises ValueError: when a part before the last ends within a block.
+        """
+        if any(part.shape[0] % self.rows_together for part in parts[:-1]):
+            raise ValueError(f"rows of {self.name} are stacked in multiples of {self.rows_together}")
         arrays = {key: np.concatenate([part.arrays[key] for part in parts]) for key in parts[0].arrays}
         rows = sum(part.shape[0] for part in parts)
         return Packed((rows, parts[0].shape[1]), arrays, parts[0].constants)
 
     def rows(self, packed: Packed, first: int, last: int) -> Packed:
-        """Rows ``first`` to ``last`` of a packed matrix, the reverse of ``stack``: override both or neither."""
+        """Rows ``first`` to ``last`` of a packed matrix, the reverse of ``stack``. Override where arrays have no row for each.
+
+        :raises UserError: when this would cut a block in two, with a remedy.
+        """
         arrays = {key: array[first:last] for key, array in packed.arrays.items()}
         return Packed((last - first, packed.shape[1]), arrays, packed.constants)
 
@@ -81,18 +97,30 @@ class Quantizer(ABC):
 def packed_chunks(weight: Weight, quantizer: Quantizer) -> Iterator[Packed]:
     """A weight a few rows at a time, so that no matrix ever exists whole in float32: ``stack`` makes one of them.
 
+    All but the last have whole blocks of ``rows_together`` rows: what a part leaves of a block begun goes with the next one.
     What came packed out of its checkpoint is only cut into pieces.
     """
+    together = quantizer.rows_together
     if weight.packed is not None:
         whole = weight.packed
-        step = chunk_rows(whole.shape[1])
+        step = chunk_rows(whole.shape[1], together)
         for first in range(0, whole.shape[0], step):
             yield quantizer.rows(whole, first, min(first + step, whole.shape[0]))
+    begun: NDArray[np.float32] | None = None  # rows of a block that the parts so far did not fill
     for part in weight.parts:
-        step = chunk_rows(part.shape[1])
-        for first in range(0, len(part), step):
-            yield quantizer.pack(np.ascontiguousarray(part[first : first + step], dtype=np.float32))
+        step, first = chunk_rows(part.shape[1], together), 0
+        while first < len(part):
+            rows = np.ascontiguousarray(part[first : first + step], dtype=np.float32)
+            first += len(rows)
+            if begun is not None:
+                rows = np.concatenate((begun, rows))
+            full = len(rows) // together * together
+            if full:
+                yield quantizer.pack(rows[:full])
+            begun = rows[full:] if full < len(rows) else None
+    if begun is not None:
+        yield quantizer.pack(begun)
 
 
-def chunk_rows(columns: int) -> int:
-    return max(1, CHUNK_BYTES // (4 * columns))
+def chunk_rows(columns: int, together: int = 1) -> int:
+    return max(1, CHUNK_BYTES // (4 * columns * together)) * together

@@ -20,7 +20,7 @@ from core.interfaces.quantizer import Packed, Quantizer
 from core.models.decoder import Decoder
 from core.testing import reference
 from core.testing.contract import Contract
-from core.testing.fakes import RowInt8
+from core.testing.fakes import BlockInt8, RowInt8
 from core.testing.inputs import PagedSequences, adjustment, random_weights, tiny_spec
 
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
@@ -220,6 +220,15 @@ class ComputeBackendContract(Contract, kit=True):
         backend.place(random_weights(spec)[WeightName("qkv", 0)], spec, Watched(frozenset({"qkv"})))
         assert sum(rows for rows, _ in seen) == spec.shape("qkv")[0]
         assert max(rows for rows, _ in seen) <= spec.q_width
+
+    def test_rows_that_belong_together_are_packed_together(self, backend: ComputeBackend) -> None:
+        """In blocks counted from the matrix's first row, over the seams of its parts."""
+        spec, quantizer = tiny_spec(), BlockInt8()
+        for name, weight in random_weights(spec).items():
+            if name.role in quantizer.roles:
+                linear = backend.place(weight, spec, quantizer)
+                values = quantizer.unpack(quantizer.pack(np.concatenate(weight.parts)))
+                self.check_linear(backend, linear, values, f"{name} in blocks of rows")
 
     def test_a_weight_that_comes_packed_is_placed_as_it_is(self, backend: ComputeBackend) -> None:
         """Its arrays lie in a file that goes away: they are copied."""

@@ -241,3 +241,30 @@ class RowInt8(Quantizer):
 
     def bits_per_weight(self, in_features: int) -> float:
         return 8 + 32 / in_features
+
+
+class BlockInt8(RowInt8):
+    """The same with one scale for 24 rows."""
+
+    name = "fake_block_int8"
+    layout = "fake_int8_block"
+    rows_together = 24
+
+    def pack(self, weight: NDArray[np.float32]) -> Packed:
+        rows, columns = weight.shape
+        filled = np.pad(weight, ((0, -rows % self.rows_together), (0, 0)))
+        packed = super().pack(filled.reshape(-1, self.rows_together * columns))
+        codes = packed.arrays["codes"].reshape(-1, columns)[:rows].copy()
+        return Packed((rows, columns), {"codes": codes, "scale": packed.arrays["scale"]})
+
+    def unpack(self, packed: Packed) -> NDArray[np.float32]:
+        scale = np.repeat(packed.arrays["scale"], self.rows_together)[: packed.shape[0], None]
+        values: NDArray[np.float32] = packed.arrays["codes"].astype(np.float32) * scale
+        return values
+
+    def bits_per_weight(self, in_features: int) -> float:
+        return 8 + 32 / in_features / self.rows_together
+
+    def rows(self, packed: Packed, first: int, last: int) -> Packed:
+        scale = packed.arrays["scale"][first // self.rows_together : -(-last // self.rows_together)]
+        return Packed((last - first, packed.shape[1]), {"codes": packed.arrays["codes"][first:last], "scale": scale})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.interfaces.model import LINEAR_ROLES
-from core.interfaces.quantizer import Packed, Quantizer
+from core.interfaces.model import LINEAR_ROLES, Weight, WeightName
+from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 from core.testing.contract import Contract
 
 Matrix = NDArray[np.float32]
@@ -84,14 +85,16 @@ class QuantizerContract(Contract, kit=True):
             assert (values == 0).all()
 
     def test_one_huge_value_spoils_its_own_row_only(self) -> None:
+        """Or the block of rows that it shares a scale with."""
+        together = self.make().rows_together
         for columns in self.in_features:
-            weight = normal(5, columns)
+            weight = normal(5 * together, columns)
             plain = self.unpacked(weight)
-            weight[2, 7] = 3.0e4
+            weight[2 * together, 7] = 3.0e4
             self.check_error(weight, f"one huge value, {columns} columns")
             spoiled = self.unpacked(weight)
-            rest = [0, 1, 3, 4]
-            assert np.array_equal(plain[rest], spoiled[rest]), "a huge value changed other rows"
+            for rest in (slice(None, 2 * together), slice(3 * together, None)):
+                assert np.array_equal(plain[rest], spoiled[rest]), "a huge value changed other rows"
 
     def test_tiny_values_make_no_nan(self) -> None:
         for columns in self.in_features:
@@ -99,19 +102,21 @@ class QuantizerContract(Contract, kit=True):
                 self.check_error(normal(3, columns) * np.float32(scale), f"weights of size {scale:g}, {columns} columns")
 
     def test_rows_do_not_depend_on_their_mates(self) -> None:
+        """Or only on those of their block, counted from the first row; the last block may be short."""
+        together = self.make().rows_together
+        rows = 6 * together - together // 3
         for columns in self.in_features:
-            weight = normal(6, columns) * np.logspace(-3, 3, 6, dtype=np.float32)[:, None]
+            weight = normal(rows, columns) * np.logspace(-3, 3, rows, dtype=np.float32)[:, None]
             whole = self.unpacked(weight)
-            for row in range(6):
-                assert np.array_equal(self.unpacked(weight[row : row + 1])[0], whole[row]), (
-                    f"row {row} alone unpacks differently"
-                )
+            for first in range(0, rows, together):
+                block = slice(first, first + together)
+                assert np.array_equal(self.unpacked(weight[block]), whole[block]), f"row {first} alone unpacks differently"
 
     def test_stacked_parts_equal_the_whole(self) -> None:
         quantizer = self.make()
         for columns in self.in_features:
-            weight = normal(96, columns)
-            parts = [quantizer.pack(weight[start:stop].copy()) for start, stop in ((0, 64), (64, 80), (80, 96))]
+            seams, weight = self.seams(), normal(self.seams()[-1], columns)
+            parts = [quantizer.pack(weight[start:stop].copy()) for start, stop in pairwise(seams)]
             stacked, whole = quantizer.stack(parts), quantizer.pack(weight)
             assert_same_packed(stacked, whole)
             assert np.array_equal(quantizer.unpack(stacked), quantizer.unpack(whole))
@@ -119,9 +124,9 @@ class QuantizerContract(Contract, kit=True):
     def test_rows_are_taken_out_as_they_were_put_in(self) -> None:
         quantizer = self.make()
         for columns in self.in_features:
-            weight = normal(96, columns)
+            seams, weight = self.seams(), normal(self.seams()[-1], columns)
             whole = quantizer.pack(weight)
-            for start, stop in ((0, 64), (64, 96)):
+            for start, stop in (*pairwise(seams), (0, seams[-1])):
                 assert_same_packed(quantizer.rows(whole, start, stop), quantizer.pack(weight[start:stop].copy()))
 
     def test_constants_do_not_hang_on_the_weights(self) -> None:
@@ -134,8 +139,9 @@ class QuantizerContract(Contract, kit=True):
     def test_the_size_is_what_it_says(self) -> None:
         quantizer = self.make()
         for columns in self.in_features:
-            packed = quantizer.pack(normal(256, columns))
-            stored = packed.nbytes * 8 / (256 * columns)
+            rows = -(-256 // quantizer.rows_together) * quantizer.rows_together
+            packed = quantizer.pack(normal(rows, columns))
+            stored = packed.nbytes * 8 / (rows * columns)
             said = quantizer.bits_per_weight(columns)
             assert stored == pytest.approx(said, rel=0.01), (
                 f"{columns} columns: {stored:g} bits a weight are stored, {said:g} said"
@@ -181,6 +187,23 @@ class QuantizerContract(Contract, kit=True):
     def test_tile_is_a_function_or_nothing(self) -> None:
         tile = self.make().tile()
         assert tile is None or callable(tile) or hasattr(tile, "fn")
+
+    def test_parts_are_packed_in_whole_blocks(self) -> None:
+        """As a backend packs them: parts that end within a block come out as the whole matrix does."""
+        quantizer, together = self.make(), self.make().rows_together
+        columns = self.in_features[0]
+        weight = normal(5 * together + together // 2 + 7, columns)
+        first, second = 2 * together + together // 2, 2 * together + together // 2 + max(1, together // 4)
+        parts = weight[:first], weight[first:second], weight[second:]
+        chunks = list(packed_chunks(Weight(WeightName("qkv", 0), parts), quantizer))
+        assert all(chunk.shape[0] % together == 0 for chunk in chunks[:-1])
+        assert_same_packed(quantizer.stack(chunks), quantizer.pack(weight))
+
+    def seams(self) -> tuple[int, ...]:
+        """Where a matrix is cut: at whole blocks of rows, of which the last is short."""
+        together = self.make().rows_together
+        step = -(-16 // together) * together
+        return 0, 4 * step, 5 * step, 6 * step - together // 3
 
     def unpacked(self, weight: Matrix) -> Matrix:
         quantizer = self.make()

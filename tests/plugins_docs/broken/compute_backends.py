@@ -7,6 +7,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, KVCache, Linear
+from core.interfaces.quantizer import packed_chunks
 from core.testing import ComputeBackendContract, reference
 from core.testing.inputs import adjustment
 
@@ -45,7 +46,7 @@ class Numpy(ComputeBackend):
         if weight.name.role in ("embed", "norm"):
             return self.rounded(weight.parts[0])
         if quantizer is not None and weight.name.role in quantizer.roles:
-            packed = quantizer.stack([quantizer.pack(np.asarray(part, dtype=np.float32)) for part in weight.parts])
+            packed = quantizer.stack(list(packed_chunks(weight, quantizer)))
             return NumpyLinear(weight.name.role, quantizer.unpack(packed), packed.nbytes)
         matrix = self.rounded(np.concatenate(weight.parts))
         return NumpyLinear(weight.name.role, matrix, matrix.size * DTYPE_BYTES[self.dtype])
@@ -260,6 +261,30 @@ class TestJoinsBeforeItPacks(Contract):
     class implementation(Numpy):
         def place(self, weight, spec, quantizer):
             return super().place(type(weight)(weight.name, (np.concatenate(weight.parts),)), spec, quantizer)
+
+
+class TestPacksAgain(Contract):
+    __test__ = True
+    caught_by = "test_a_weight_that_comes_packed_is_placed_as_it_is"
+
+    class implementation(Numpy):
+        def place(self, weight, spec, quantizer):
+            if weight.packed is not None:
+                weight = type(weight)(weight.name, (quantizer.unpack(weight.packed),))
+            return super().place(weight, spec, quantizer)
+
+
+class TestBeginsABlockWithEachPart(Contract):
+    __test__ = True
+    caught_by = "test_rows_that_belong_together_are_packed_together"
+
+    class implementation(Numpy):
+        def place(self, weight, spec, quantizer):
+            if quantizer is None or weight.name.role not in quantizer.roles:
+                return super().place(weight, spec, quantizer)
+            packed = [quantizer.pack(np.asarray(part, dtype=np.float32)) for part in weight.parts]
+            values = np.concatenate([quantizer.unpack(part) for part in packed])
+            return NumpyLinear(weight.name.role, values, sum(part.nbytes for part in packed))
 
 
 class TestRotatesTheOtherWay(Contract):

@@ -5,7 +5,7 @@ import numpy as np
 from core.errors import UserError
 from core.interfaces.quantizer import Packed, Quantizer
 from core.testing import QuantizerContract
-from core.testing.fakes import RowInt8
+from core.testing.fakes import BlockInt8, RowInt8
 
 
 class Contract(QuantizerContract):
@@ -19,6 +19,16 @@ class Contract(QuantizerContract):
 
 class TestSound(Contract):
     __test__ = True
+
+
+class TestSoundInBlocksOfRows(Contract):
+    __test__ = True
+    implementation = BlockInt8
+
+    def error_bound(self, weight):
+        filled = np.pad(np.abs(weight.astype(np.float64)), ((0, -len(weight) % 24), (0, 0)))
+        largest = np.repeat(filled.reshape(-1, 24 * weight.shape[1]).max(axis=1), 24)[: len(weight), None]
+        return largest * self.max_error * (1 + 1e-5) + 2.0**-24
 
 
 class Grouped(Quantizer):
@@ -67,6 +77,46 @@ class TestScaleOfTheWholeMatrix(Contract):
             return Packed(
                 weight.shape, {"codes": np.rint(weight / scale).astype(np.int8), "scale": np.full(len(weight), scale)}
             )
+
+
+class TestLargerBlocksThanItSays(TestSoundInBlocksOfRows):
+    caught_by = "test_rows_do_not_depend_on_their_mates"
+
+    class implementation(BlockInt8):
+        rows_together = 12
+
+        def pack(self, weight):
+            return BlockInt8().pack(weight)
+
+        def unpack(self, packed):
+            return BlockInt8().unpack(packed)
+
+
+class TestTakesRowsWithTheScalesOfTheFirst(TestSoundInBlocksOfRows):
+    caught_by = "test_rows_are_taken_out_as_they_were_put_in"
+
+    class implementation(BlockInt8):
+        def rows(self, packed, first, last):
+            scale = packed.arrays["scale"][: -(-(last - first) // 24)]
+            return Packed((last - first, packed.shape[1]), {"codes": packed.arrays["codes"][first:last], "scale": scale})
+
+
+class TestSwapsTheLastPieces(TestSoundInBlocksOfRows):
+    caught_by = "test_parts_are_packed_in_whole_blocks"
+
+    class implementation(BlockInt8):
+        def stack(self, parts):
+            return RowInt8().stack(parts[:-2] + parts[:-3:-1])
+
+
+class TestKeepsTheLargestAsAConstant(Contract):
+    __test__ = True
+    caught_by = "test_constants_do_not_hang_on_the_weights"
+
+    class implementation(RowInt8):
+        def pack(self, weight):
+            packed = super().pack(weight)
+            return Packed(packed.shape, packed.arrays, {"largest": float(np.abs(weight).max())})
 
 
 class TestRoundsDown(Contract):
