@@ -15,6 +15,7 @@ from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
 from core.compute.torch_backend.step import Step
 from core.errors import UserError
+from core.host import usable_cores
 from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.parallel import Collective
@@ -48,7 +49,7 @@ class TorchBackend(ComputeBackend):
         self._ranks: Collective | None = None
         self._vocab = 0  # of all ranks together
         if self._target.device.type == "cpu":
-            torch.set_num_threads(threads or machine.usable_cores())
+            torch.set_num_threads(threads or usable_cores())
             machine.keep_freed_memory()
 
     # --- several ranks ----------------------------------------------------------------------------------------------
@@ -109,7 +110,10 @@ class TorchBackend(ComputeBackend):
                 f"there is not enough memory for {what}: {free / 2**30:.2f} GiB of {self.device} is free", "", *remedies
             )
         with machine.memory_for(what, *remedies):
-            return PagedKV(spec, num_pages, page_size, self._target.dtype, self._target.device)
+            return self._kv_memory(spec, num_pages, page_size)
+
+    def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
+        return PagedKV(spec, num_pages, page_size, self._target.dtype, self._target.device)
 
     def memory(self) -> tuple[int, int]:
         return machine.free_and_total(self._target.device)

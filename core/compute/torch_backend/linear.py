@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ _BY_BITS: dict[str, tuple[type[np.generic], torch.dtype]] = {  # what numpy hold
 
 class TorchLinear(Linear):
     """A projection that torch can apply. Subclasses hold the weight in their own format."""
+
+    native = 0  # address of its description, where native kernels multiply by it
+    most_tokens = 0  # of a step, up to which they do
 
     def __init__(self, role: Role, shape: Sequence[int], nbytes: int, format: str) -> None:
         self.role = role
@@ -135,8 +139,17 @@ class Target:
     def linear(self, role: Role, dense: Tensor, format: str) -> TorchLinear:
         return PackedLinear(role, dense, f"{format} packed for oneDNN") if self.packs else DenseLinear(role, dense, format)
 
+    def tied_head(self, embedding: Tensor) -> TorchLinear:
+        if self.packs:
+            return TiedHead(embedding, self.format)
+        return DenseLinear("head", embedding, f"{self.format}, the embedding it is tied to", shared=True)
 
-QuantizedKernel = Callable[[Role, Packed, Target], TorchLinear | None]
+    def kernel(self, layout: str) -> QuantizedKernel | None:
+        """What multiplies by this packed layout here."""
+        return KERNELS.get(layout)
+
+
+QuantizedKernel: TypeAlias = Callable[[Role, Packed, Target], TorchLinear | None]
 KERNELS: dict[str, QuantizedKernel] = {}
 """Linears that multiply by a packed layout as it is, by the layout's name. A kernel that the target lacks gives None.
 
@@ -153,14 +166,12 @@ def place(
         return quantized(weight, spec, quantizer.of_role(role), target)
     if embedding is None or not weight.tied:
         return target.linear(role, array(weight, spec, target), target.format)
-    if target.packs:
-        return TiedHead(embedding, target.format)
-    return DenseLinear(role, embedding, f"{target.format}, the embedding it is tied to", shared=True)
+    return target.tied_head(embedding)
 
 
 def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: Target) -> TorchLinear:
     role = weight.name.role
-    kernel = KERNELS.get(quantizer.layout)
+    kernel = target.kernel(quantizer.layout)
     if kernel is not None:
         packed = weight.packed or quantizer.stack(list(packed_chunks(weight, quantizer)))
         linear = kernel(role, packed, target)

@@ -1,0 +1,112 @@
+"""The torch backend on a CPU with the operations of a step in C++. What is not overridden here is plain torch."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from core.compute.torch_backend.attention import PagedKV
+from core.compute.torch_backend.backend import Norm, TorchBackend
+from core.compute.torch_backend.linear import TorchLinear
+from core.compute.torch_backend.native import library
+from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
+from core.compute.torch_backend.native.linear import NativeTarget
+from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
+from core.compute.torch_backend.step import Step
+from core.interfaces.compute import DType, KVCache, Linear, StepBatch
+from core.interfaces.model import DecoderSpec
+
+log = logging.getLogger("dovetail.compute")
+DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
+
+
+class NativeBackend(TorchBackend):
+    """In bfloat16 or float32. A call is native where the linear in it and the KV cache are; else torch's, around it."""
+
+    def __init__(self, dtype: DType, threads: int = 0) -> None:
+        """:raises NotBuiltError: when the library cannot be had."""
+        super().__init__("cpu", dtype, threads)
+        library.start(torch.get_num_threads())
+        self._target = NativeTarget(self._target.device, self._target.dtype)
+        self._bfloat16 = int(dtype == "bfloat16")
+        shape, step, pages, around = ADDRESS, ADDRESS, (ADDRESS, ADDRESS), (ADDRESS, ADDRESS, REAL)
+        self._rms_norm = library.function("rms_norm", NUMBER, *around, NUMBER, NUMBER, ADDRESS)
+        self._rotate_and_place = library.function("rotate_and_place", shape, step, ADDRESS, *pages, ADDRESS)
+        self._silu_times = library.function("silu_times", NUMBER, ADDRESS, NUMBER, NUMBER, ADDRESS)
+        self._attention = library.function("attention", shape, step, ADDRESS, *pages, ADDRESS)
+        self._linear_qkv = library.function("linear_qkv", ADDRESS, *around, shape, step, *pages, ADDRESS)
+        self._linear_add = library.function("linear_add", ADDRESS, NUMBER, ADDRESS, NUMBER, ADDRESS)
+        self._linear_gate_up = library.function("linear_gate_up", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
+        self._linear_logits = library.function("linear_logits", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
+
+    def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
+        why = refusal(spec)
+        if why is not None:
+            log.warning("attention and rope are computed in plain torch: %s", why)
+            return super()._kv_memory(spec, num_pages, page_size)
+        return NativeKV(spec, num_pages, page_size, self._target.dtype)
+
+    def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step | NativeStep:  # type: ignore[override]
+        return upload(batch) if isinstance(kv, NativeKV) else super().upload(batch, spec, kv)
+
+    def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step | NativeStep) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        if not isinstance(step, NativeStep):
+            return super().qkv(hidden, norm, weight, kv, layer, step)
+        assert isinstance(kv, NativeKV)
+        q = torch.empty((step.tokens, kv.spec.q_width), dtype=hidden.dtype)
+        places = kv.key_addresses[layer], kv.value_addresses[layer], q.data_ptr()
+        if step.tokens <= weight.most_tokens:
+            around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
+            self._linear_qkv(weight.native, *around, kv.shape, step.address, *places)
+        else:
+            heads = weight(self._normed(hidden, norm)).contiguous()
+            self._rotate_and_place(kv.shape, step.address, heads.data_ptr(), *places)
+        return q
+
+    def attention(self, q: Tensor, kv: KVCache, layer: int, step: Step | NativeStep) -> Tensor:
+        if not isinstance(step, NativeStep):
+            return super().attention(q, kv, layer, step)
+        assert isinstance(kv, NativeKV)
+        out = torch.empty_like(q)
+        pages = kv.key_addresses[layer], kv.value_addresses[layer]
+        self._attention(kv.shape, step.address, q.data_ptr(), *pages, out.data_ptr())
+        return out
+
+    def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        if self.split or len(x) > weight.most_tokens:
+            return super().linear_add(x, weight, residual)
+        self._linear_add(weight.native, self._bfloat16, x.data_ptr(), len(x), residual.data_ptr())
+        return residual
+
+    def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        tokens, width = len(hidden), weight.out_features // 2
+        out = torch.empty((tokens, width), dtype=hidden.dtype)
+        if tokens <= weight.most_tokens:
+            around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
+            self._linear_gate_up(weight.native, self._bfloat16, *around, tokens, out.data_ptr())
+        else:
+            both = weight(self._normed(hidden, norm)).contiguous()
+            self._silu_times(self._bfloat16, both.data_ptr(), tokens, width, out.data_ptr())
+        return out
+
+    def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step | NativeStep) -> Tensor:
+        assert isinstance(head, TorchLinear)
+        if not 0 < step.num_logits <= head.most_tokens:
+            return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
+        if step.logit_rows is not None:
+            hidden = hidden.index_select(0, step.logit_rows)
+        out = torch.empty((len(hidden), head.out_features), dtype=torch.float32)
+        around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
+        self._linear_logits(head.native, self._bfloat16, *around, len(hidden), out.data_ptr())
+        return self.gathered(out)
+
+    def _normed(self, hidden: Tensor, norm: Norm) -> Tensor:
+        out = torch.empty_like(hidden)
+        sizes = hidden.shape[0], hidden.shape[1]
+        self._rms_norm(self._bfloat16, hidden.data_ptr(), norm.weight.data_ptr(), norm.eps, *sizes, out.data_ptr())
+        return out

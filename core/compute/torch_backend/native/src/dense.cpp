@@ -1,0 +1,110 @@
+// Weights as they are: [out, in] of bfloat16 or float32, row after row. A product is a dot product along a row; several rows
+// and tokens are multiplied at once, each in an accumulator of its own, so that no result hangs on how many there are.
+#include "linear.h"
+#include "team.h"
+#include "vector.h"
+
+#include <cstdlib>
+
+namespace {
+
+template <class T> struct Dense : Linear {
+    const T *weight;
+};
+
+constexpr int ROWS = 4, TOKENS = 6;
+constexpr int64_t AHEAD = 2048; // bytes that are asked for before they are wanted
+
+template <class T, int R, int M>
+inline void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
+    Floats total[R][M];
+    for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) total[r][m] = Floats{};
+    int64_t k = 0;
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(T) == 2) {
+        auto step = [&](__mmask32 mask, int64_t k) __attribute__((always_inline)) {
+            __m512bh tokens[M];
+            for (int m = 0; m < M; ++m) tokens[m] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + m * tokens_apart + k);
+            for (int r = 0; r < R; ++r) {
+                __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, weight + r * width + k);
+                for (int m = 0; m < M; ++m) total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, tokens[m]);
+            }
+        };
+        for (; k + 32 <= width; k += 32) {
+            for (int r = 0; r < R; ++r) __builtin_prefetch((const char *)(weight + r * width + k) + R * width * 2, 0, 3);
+            step(0xffffffffu, k);
+        }
+        if (k < width) step((1u << (width - k)) - 1, k);
+        k = width;
+    }
+#endif
+    for (; k + LANES <= width; k += LANES) {
+        Floats tokens[M];
+        for (int m = 0; m < M; ++m) tokens[m] = load(x + m * tokens_apart + k);
+        for (int r = 0; r < R; ++r) {
+            Floats row = load(weight + r * width + k);
+            for (int m = 0; m < M; ++m) total[r][m] += row * tokens[m];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) {
+            float all = sum(total[r][m]);
+            for (int64_t rest = k; rest < width; ++rest)
+                all += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
+            out[m * stride + r] = all;
+        }
+}
+
+template <class T, int R>
+void tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
+    int64_t m = 0;
+    for (; m + TOKENS <= tokens; m += TOKENS)
+        tile<T, R, TOKENS>(weight, width, x + m * apart, apart, out + m * stride, stride);
+    const T *rest = x + m * apart;
+    float *to = out + m * stride;
+    switch (tokens - m) {
+    case 5: return tile<T, R, 5>(weight, width, rest, apart, to, stride);
+    case 4: return tile<T, R, 4>(weight, width, rest, apart, to, stride);
+    case 3: return tile<T, R, 3>(weight, width, rest, apart, to, stride);
+    case 2: return tile<T, R, 2>(weight, width, rest, apart, to, stride);
+    case 1: return tile<T, R, 1>(weight, width, rest, apart, to, stride);
+    }
+}
+
+template <class T>
+void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
+    const T *weight = static_cast<const Dense<T> *>(linear)->weight, *x = static_cast<const T *>(prepared);
+    int64_t width = linear->in_features, apart = linear->prepared_bytes / sizeof(T), row = first;
+    for (; row + ROWS <= last; row += ROWS)
+        tokens_of<T, ROWS>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
+    for (; row < last; ++row) tokens_of<T, 1>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
+}
+
+template <class T> void prepare(const Linear *linear, const float *x, void *prepared) {
+    T *to = static_cast<T *>(prepared);
+    int64_t k = 0;
+    for (; k + LANES <= linear->in_features; k += LANES) store(to + k, load(x + k));
+    for (; k < linear->in_features; ++k) narrow(to + k, x[k]);
+}
+
+template <class T> Linear *made(const void *weight, int64_t out_features, int64_t in_features) {
+    auto *linear = static_cast<Dense<T> *>(calloc(1, sizeof(Dense<T>)));
+    if (!linear) return nullptr;
+    linear->prepare = prepare<T>;
+    linear->rows = rows<T>;
+    linear->out_features = out_features;
+    linear->in_features = in_features;
+    linear->prepared_bytes = (in_features * int64_t(sizeof(T)) + 63) / 64 * 64;
+    linear->block = 1;
+    linear->weight = static_cast<const T *>(weight);
+    return linear;
+}
+
+} // namespace
+
+EXPORT Linear *dense_new(const void *weight, int64_t out_features, int64_t in_features, int64_t bfloat16) {
+    return bfloat16 ? made<bf16>(weight, out_features, in_features) : made<float>(weight, out_features, in_features);
+}
+
+EXPORT void linear_delete(Linear *linear) { free(linear); }
