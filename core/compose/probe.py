@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.host import free_and_total_memory, usable_cores
 
 VARIABLE = "DOVETAIL_DEVICE_PROBE"
 TIMEOUT = 20.0  # seconds; a driver that wakes up eight cards needs a few
@@ -87,38 +88,9 @@ def probe_devices(env: Mapping[str, str] | None = None, timeout: float = TIMEOUT
 
 
 def _cpu(devices: tuple[Gpu, ...] = (), note: str = "") -> DeviceProbe:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    limit, used = _control_group("memory.max"), _control_group("memory.current")
-    if limit is not None and limit < total:
-        total, free = limit, min(free, max(0, limit - (used or 0)))
+    free, total = free_and_total_memory()
     name, flags = _cpu_info()
-    return DeviceProbe(name, _cores(), flags, total, free, devices, note)
-
-
-def _cores() -> int:
-    """Physical cores, but no more than the process may use."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
-
-
-def _control_group(name: str) -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return DeviceProbe(name, usable_cores(), flags, total, free, devices, note)
 
 
 def _cpu_info() -> tuple[str, tuple[str, ...]]:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from core import host
 from core.compute.torch_backend import machine
 from core.compute.torch_backend.backend import TorchBackend
 from core.errors import UserError
+from core.host import usable_cores
 from core.interfaces.model import Weight, WeightName
 from core.testing.inputs import tiny_spec
 
@@ -16,7 +18,7 @@ from core.testing.inputs import tiny_spec
 @pytest.fixture
 def cgroup(tmp_path, monkeypatch):
     """Files of a container's limits, by name."""
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
 
     def write(**files):
         for name, text in files.items():
@@ -29,7 +31,7 @@ def test_a_container_without_limits_has_the_machine(cgroup):
     cgroup(memory_max="max", memory_current="123", cpu_max="max 100000")
     free, total = machine.free_and_total(torch.device("cpu"))
     assert 0 < free <= total
-    assert 1 <= machine.usable_cores() <= len(os.sched_getaffinity(0))
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_a_container_is_told_of_its_own_memory(cgroup):
@@ -43,7 +45,7 @@ def test_a_container_is_told_of_its_own_memory(cgroup):
 @pytest.mark.parametrize(("quota", "cores"), [("50000 100000", 1), ("100000 100000", 1)])
 def test_a_container_is_told_of_its_own_cores(cgroup, quota, cores):
     cgroup(cpu_max=quota)
-    assert machine.usable_cores() == cores
+    assert usable_cores() == cores
 
 
 def test_threads_are_set_as_asked():
@@ -52,7 +54,7 @@ def test_threads_are_set_as_asked():
         TorchBackend("cpu", "float32", threads=3)
         assert torch.get_num_threads() == 3
         TorchBackend("cpu", "float32")
-        assert torch.get_num_threads() == machine.usable_cores()
+        assert torch.get_num_threads() == usable_cores()
     finally:
         torch.set_num_threads(before)
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, limits of containers included; and what to say when memory runs out."""
+"""The memory of a device, how it is kept, and what to say when it runs out."""
 
 from __future__ import annotations
 
@@ -6,38 +6,17 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
 import torch
 
 from core.errors import UserError
+from core.host import free_and_total_memory
 
-_CGROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def free_and_total(device: torch.device) -> tuple[int, int]:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
-    memory = psutil.virtual_memory()
-    free, total = int(memory.available), int(memory.total)
-    limit = _cgroup_number("memory.max")
-    if limit is not None and limit < total:
-        # Mapped checkpoint files count as used by the container, yet the system drops them as soon as memory is wanted.
-        used = (_cgroup_number("memory.current") or 0) - _droppable()
-        free, total = min(free, max(0, limit - used)), limit
-    return free, total
-
-
-def usable_cores() -> int:
-    """Physical cores among the logical ones that this process may run on, at most what its container is allowed."""
-    if not hasattr(os, "sched_getaffinity"):
-        return psutil.cpu_count(logical=False) or 1
-    siblings = {_first_sibling(cpu) for cpu in os.sched_getaffinity(0)}
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    allowed = -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else len(siblings)
-    return max(1, min(len(siblings), allowed))
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else free_and_total_memory()
 
 
 def keep_freed_memory() -> None:
@@ -63,24 +42,3 @@ def memory_for(what: str, *remedies: str) -> Iterator[None]:
         if "allocate" not in str(error):
             raise
         raise UserError.of(f"there is not enough memory for {what}", "", *remedies) from error
-
-
-def _first_sibling(cpu: int) -> str:
-    return _read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")) or str(cpu)
-
-
-def _droppable() -> int:
-    lines = (line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
-    return next((int(line[1]) for line in lines if line[:1] == ["inactive_file"]), 0)
-
-
-def _cgroup_number(name: str) -> int | None:
-    text = _read(_CGROUP / name)
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

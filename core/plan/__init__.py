@@ -1,0 +1,1 @@
+"""What hardware a configuration needs: ``python -m core.plan``, or ``dovetail plan``."""

@@ -1,0 +1,7 @@
+"""``python -m core.plan``."""
+
+import sys
+
+from core.plan.command import main
+
+sys.exit(main())

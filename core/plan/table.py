@@ -1,0 +1,160 @@
+"""Which hardware runs a configuration: the same composition, judged by the same rules, for one machine after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.compose.composition import Composition, attempt
+from core.compose.first_pass import FirstPass
+from core.compose.probe import DeviceProbe, Gpu
+from core.errors import Problem
+from core.plugin_manager import PluginManager
+
+COUNTS = (1, 2, 4, 8)
+MIB = 1 << 20
+OF_MEMORY = frozenset({"model-larger-than-memory", "request-larger-than-memory", "cache-larger-than-memory"})
+"""Rules whose violation more devices may cure."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot"."""
+
+    name: str
+    probe: DeviceProbe
+    device: str
+    page: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def capability(self) -> float | None:
+        return self.probe.devices[0].capability if self.device == "cuda" else None
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.probe.devices[0].memory_bytes if self.device == "cuda" else self.probe.free_bytes
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a configuration takes of each device, in bytes; ``pages`` and what follows from them is None where it is unknown.
+
+    ``requests``: how many of the longest length have room for their KV pages at the same time.
+    """
+
+    weights: int
+    activations: int
+    graphs: int
+    kv_of_a_request: int
+    kv: int | None
+    requests: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration on one machine: ``gpus`` of it are enough, or None and the problems that one of them has."""
+
+    gpus: int | None
+    need: Need | None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    hardware: Hardware
+    cells: Mapping[str, Cell]  # by quantization
+
+
+def known_hardware() -> list[Hardware]:
+    """``hardware.toml``, each card alone in an otherwise idle machine."""
+    cards = tomllib.loads((Path(__file__).parent / "hardware.toml").read_text(encoding="utf-8"))["gpu"]
+    return [
+        Hardware(
+            name=card["name"],
+            probe=_with_gpus(card["name"], card["capability"], card["memory_mib"] * MIB),
+            device="cuda",
+            page=card.get("page", {}),
+            note=card.get("note", ""),
+        )
+        for card in cards
+    ]
+
+
+def this_machine(probe: DeviceProbe) -> Hardware:
+    device = "cuda" if probe.devices else "cpu"
+    name = probe.devices[0].name if probe.devices else probe.cpu_name
+    return Hardware(f"this machine ({name})", probe, device)
+
+
+def table(
+    first: FirstPass, manager: PluginManager, hardware: Sequence[Hardware], quantizations: Sequence[str], counts: Sequence[int]
+) -> list[Row]:
+    return [Row(each, {name: cell(first, manager, each, name, counts) for name in quantizations}) for each in hardware]
+
+
+def cell(first: FirstPass, manager: PluginManager, hardware: Hardware, quantization: str, counts: Sequence[int]) -> Cell:
+    """The fewest GPUs of ``counts`` that run it. More are tried only where it is memory that one lacks."""
+    problems: tuple[Problem, ...] = ()
+    for gpus in counts if hardware.device == "cuda" else (1,):
+        found = composed(first, manager, hardware, quantization, gpus)
+        if found.plan is not None:
+            return Cell(gpus, need(found.plan.facts))
+        problems = problems or tuple(found.problems)
+        if not _lacks_memory(found):
+            break
+    return Cell(None, None, problems)
+
+
+def composed(first: FirstPass, manager: PluginManager, hardware: Hardware, quantization: str, gpus: int) -> Composition:
+    asked = {**first.overrides, "device": hardware.device, "quantization": quantization}
+    if gpus > 1:
+        asked["tensor_parallel_size"] = gpus
+    probe = hardware.probe
+    if hardware.device == "cuda":
+        probe = dataclasses.replace(probe, devices=(probe.devices[0],) * gpus)
+    return attempt(dataclasses.replace(first, overrides=asked), manager, probe)
+
+
+def need(facts: Mapping[str, Any]) -> Need:
+    pages, one = facts["kv.num_pages"], facts["kv.pages_per_request"]
+    return Need(
+        weights=facts["memory.weights_bytes"],
+        activations=facts["memory.activation_bytes"],
+        graphs=facts.get("memory.graph_bytes") or 0,
+        kv_of_a_request=one * facts["memory.kv_page_bytes"],
+        kv=facts["memory.kv_bytes"],
+        requests=None if pages is None else pages // one,
+    )
+
+
+def departures(rows: Sequence[Row]) -> list[str]:
+    """Where this table and FastDeploy's page differ, and where the page contradicts itself or the hardware."""
+    notes = []
+    for row in rows:
+        if row.hardware.note:
+            notes.append(f"{row.hardware.name}: {row.hardware.note}")
+        for quantization, asked in row.hardware.page.items():
+            found = row.cells.get(quantization)
+            if found is not None and (found.gpus or 0) != asked:
+                notes.append(
+                    f"{row.hardware.name}, {quantization}: the page says {_gpus(asked)}, here it is {_gpus(found.gpus)}"
+                )
+    return notes
+
+
+def _lacks_memory(found: Composition) -> bool:
+    return any(violation.rule.id in OF_MEMORY for violation in found.violations)
+
+
+def _gpus(number: int | None) -> str:
+    return f"{number} GPU{'s' * (number > 1)}" if number else "none can"
+
+
+def _with_gpus(name: str, capability: float, memory_bytes: int) -> DeviceProbe:
+    gpu = Gpu(name, capability, memory_bytes, memory_bytes)
+    return DeviceProbe("", 16, (), 256 << 30, 256 << 30, (gpu,))
