@@ -12,6 +12,7 @@ from core.compose.facts import Facts
 from core.compose.find_model import Found, find_model
 from core.compose.first_pass import FirstPass
 from core.compose.gather import gather_facts, gather_rules, origins_of
+from core.compose.packed import take_packing
 from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import DeviceProbe, probe_devices
 from core.compose.rules import Violation, judge
@@ -55,10 +56,13 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
 
     facts, violations, mistakes = state(None)
     found: Found | None = None
+    overruled: list[Problem] = []
     wrong = bool(problems) or bool(mistakes) or any(each.rule.severity == "error" for each in violations)
     if not wrong or is_here(resolved.settings["model"]):  # what is refused anyway is not worth a download
         try:
             found = find_model(configuration, selection, resolved)
+            if found.packing is not None:
+                overruled = take_packing(found.packing, found.folder.name, configuration, selection)
         except UserError as error:
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:
@@ -78,6 +82,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
     if not composition.problems and found is not None:
         warnings = [_broken(plugin) for plugin in manager.plugins if plugin.state == "broken"]
         warnings += [_idle(name, configuration) for name in selection.named if not _is_used(name, selection, found, manager)]
+        warnings += overruled
         warnings += [each.problem() for each in violations if each.rule.severity == "warning"]
         composition.plan = Plan(
             settings=resolved.settings,

@@ -12,8 +12,9 @@ from core.compose.configuration import Configuration
 from core.errors import UserError
 from core.interfaces.model import DecoderSpec, ModelFolder
 from core.models.loading import read_config
+from core.models.packed import KEY, Packing, read_packing
 from core.models.sources import resolve
-from core.offers import CheckpointFormatOffer, ModelOffer
+from core.offers import CheckpointFormatOffer, ModelOffer, QuantizerOffer
 from core.plugin_manager import Offered, PluginManager
 from core.suggest import did_you_mean
 
@@ -28,6 +29,7 @@ class Found:
     spec: DecoderSpec
     family: Offered
     format: Offered
+    packing: Packing | None = None  # of a checkpoint that was saved packed
 
 
 def find_model(configuration: Configuration, selection: Selection, resolved: Resolved) -> Found:
@@ -45,9 +47,10 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     family = _family(architectures, manager, selection)
     if not isinstance(family.offer, ModelOffer):
         raise TypeError(f"{family.name} is no model")
-    spec = family.offer.family().spec(config)
+    packing = read_packing(config, folder.name, [each.name for each in manager.offers(QuantizerOffer.kind)])
+    spec = family.offer.family().spec({key: value for key, value in config.items() if key != KEY})
     architecture = next(name for name in architectures if name in family.offer.architectures)
-    return Found(folder, config, architecture, spec, family, offered_formats[folder.format])
+    return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing)
 
 
 def _family(architectures: list[str], manager: PluginManager, selection: Selection) -> Offered:

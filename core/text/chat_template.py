@@ -204,9 +204,12 @@ def load_chat_template(folder: ModelFolder, override: str | None, tokenizer: Tok
         sources, where = found
         return JinjaChatTemplate(sources, variables, where=where)
     if folder.path is None or is_ernie(folder):
-        source = files("core.text").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
-        return JinjaChatTemplate({"default": source}, variables)
+        return JinjaChatTemplate({"default": ernie_template()}, variables)
     return None
+
+
+def ernie_template() -> str:
+    return files("core.text").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
 
 
 def _override(override: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,32 @@ def from_gguf(path: Path) -> PieceTokenizer:
         str(path),
         "use the model's safetensors checkpoint instead",
     )
+
+
+def gguf_files(path: Path) -> dict[str, bytes]:
+    """The same tokenizer, and the chat template, as the files a folder of safetensors has beside its weights.
+
+    :raises UserError: as ``from_gguf`` does.
+    """
+    metadata = GgufFile(path).metadata
+    tokenizer = from_gguf(path)
+    stated: dict[str, Any] = dict(_named(metadata))
+    files: dict[str, bytes] = {}
+    if isinstance(tokenizer, JsonTokenizer):
+        files["tokenizer.json"] = tokenizer.as_json().encode()
+        added = {"add_bos_token": metadata.get("tokenizer.ggml.pre") == "llama-bpe", "add_eos_token": False}
+    else:
+        files["tokenizer.model"] = _model_proto(metadata)
+        stated.pop("unk_token", None)  # it stands for what no token is, and is never read out of a text
+        stated["added_tokens_decoder"] = {
+            str(token_id): {"content": token, "special": True} for token, token_id in _controls(metadata).items()
+        }
+        added = {"add_bos_token": True, "add_eos_token": False}
+    stated |= {key: metadata.get(f"tokenizer.ggml.{key}", usual) for key, usual in added.items()}
+    files["tokenizer_config.json"] = json.dumps(stated, ensure_ascii=False, indent=1).encode()
+    if metadata.get("tokenizer.chat_template"):
+        files["chat_template.jinja"] = metadata["tokenizer.chat_template"].encode()
+    return files
 
 
 def _named(metadata: dict[str, Any]) -> dict[str, str]:
@@ -90,10 +117,14 @@ def _byte_level(metadata: dict[str, Any], path: Path) -> JsonTokenizer:
     )
 
 
-def _sentencepiece(metadata: dict[str, Any]) -> SentencePieceTokenizer:
+def _controls(metadata: dict[str, Any]) -> dict[str, int]:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata["tokenizer.ggml.token_type"]
-    controls = {token: token_id for token_id, token in enumerate(tokens) if kinds[token_id] == _CONTROL}
+    return {token: token_id for token_id, token in enumerate(tokens) if kinds[token_id] == _CONTROL}
+
+
+def _sentencepiece(metadata: dict[str, Any]) -> SentencePieceTokenizer:
+    controls = _controls(metadata)
     return SentencePieceTokenizer(
         _model_proto(metadata),
         named=_named(metadata),

@@ -58,6 +58,10 @@ class JsonTokenizer(PieceTokenizer):
             first_spaces=self._decoding.first_spaces,
         )
 
+    def as_json(self) -> str:
+        """What a tokenizer.json holds."""
+        return str(self._library.to_str())
+
     def _surroundings(self) -> tuple[list[int], list[int]]:
         """What the library's post-processor puts around a text."""
         alone = self._library.encode("a", add_special_tokens=False).ids

@@ -78,6 +78,8 @@ class ByteTokenizer(PieceTokenizer):
     have something to work on. A vocabulary too small for 256 bytes folds them.
     """
 
+    CLASS = "DovetailBytes"  # "tokenizer_class" in the tokenizer_config.json of such a model that was saved
+
     def __init__(self, vocab_size: int, *, bos: int | None, eos: Sequence[int], others: Iterable[int] = ()) -> None:
         special = {token_id for token_id in (bos, *eos, *others) if token_id is not None}
         self._of_byte = [token_id for token_id in range(vocab_size) if token_id not in special][:256]

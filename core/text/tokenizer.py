@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -24,7 +25,7 @@ def load_tokenizer(folder: ModelFolder, config: Mapping[str, Any]) -> Tokenizer:
     :param config: the checkpoint's config in config.json's terms.
     :raises UserError: when there is none, or none that can be read.
     """
-    if folder.path is None:
+    if folder.path is None or _is_made_of_bytes(folder.path):
         others = _ids(config.get("pad_token_id"))
         bos = next(iter(_ids(config.get("bos_token_id"))), None)
         return ByteTokenizer(int(config["vocab_size"]), bos=bos, eos=_ids(config.get("eos_token_id")), others=others)
@@ -40,6 +41,10 @@ def load_tokenizer(folder: ModelFolder, config: Mapping[str, Any]) -> Tokenizer:
         str(folder.path),
         "copy the checkpoint's tokenizer files into that folder",
     )
+
+
+def _is_made_of_bytes(path: Path) -> bool:
+    return path.is_dir() and read_json(path / "tokenizer_config.json").get("tokenizer_class") == ByteTokenizer.CLASS
 
 
 def _from_json(folder: ModelFolder, config: Mapping[str, Any]) -> JsonTokenizer:

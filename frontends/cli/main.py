@@ -14,6 +14,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _HANDED_ON = {
     "serve": "start the server; every flag of `python -m core.serve`",
     "bench": "measure; every flag of `python -m core.bench`",
+    "quantize": "save a model with its weights packed, so that servers load it as it is",
 }
 
 
@@ -33,12 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # serve and bench own their flags, --help included, so argparse must not see them.
+    # These own their flags, --help included, so argparse must not see them.
     match arguments[:1]:
         case ["serve"]:
             return _serve(arguments[1:])
         case ["bench"]:
             return _bench(arguments[1:])
+        case ["quantize"]:
+            from frontends.cli.quantize import quantize
+
+            return quantize(arguments[1:])
     options, rest = _parser().parse_known_args(arguments)
     if rest and not getattr(options, "model", None):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")

@@ -38,6 +38,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         summary="eight bits a weight, one scale for each output channel",
         bits=8,
         stored_bits=stored_bits,
+        at_load=frozenset({"activations"}),
         create=create,
         settings=Wint8Settings,
     )
