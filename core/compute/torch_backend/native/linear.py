@@ -17,7 +17,7 @@ from core.interfaces.model import Role
 
 NATIVE_KERNELS: dict[str, QuantizedKernel] = {}
 """Native linears that multiply by a packed layout as it is, by the layout's name; asked before those of torch."""
-MOST_TOKENS = 48
+MOST_TOKENS = 96
 """Of a step, up to which products with unpacked weights are native; beyond, oneDNN is faster though it packs them anew."""
 
 

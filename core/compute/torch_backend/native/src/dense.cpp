@@ -13,29 +13,37 @@ template <class T> struct Dense : Linear {
 };
 
 constexpr int ROWS = 4, TOKENS = 6;
-constexpr int64_t AHEAD = 2048; // bytes that are asked for before they are wanted
 
-template <class T, int R, int M>
-inline void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
+template <class T, int R, int M, bool AHEAD>
+void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
     Floats total[R][M];
     for (int r = 0; r < R; ++r)
         for (int m = 0; m < M; ++m) total[r][m] = Floats{};
     int64_t k = 0;
 #if defined(__AVX512BF16__)
     if constexpr (sizeof(T) == 2) {
-        auto step = [&](__mmask32 mask, int64_t k) __attribute__((always_inline)) {
+        for (; k + 32 <= width; k += 32) {
             __m512bh tokens[M];
-            for (int m = 0; m < M; ++m) tokens[m] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + m * tokens_apart + k);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) tokens[m] = (__m512bh)_mm512_loadu_si512(x + m * tokens_apart + k);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, weight + r * width + k);
+                if (AHEAD) __builtin_prefetch(weight + (R + r) * width + k);
+                __m512bh row = (__m512bh)_mm512_loadu_si512(weight + r * width + k);
+#pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, tokens[m]);
             }
-        };
-        for (; k + 32 <= width; k += 32) {
-            for (int r = 0; r < R; ++r) __builtin_prefetch((const char *)(weight + r * width + k) + R * width * 2, 0, 3);
-            step(0xffffffffu, k);
         }
-        if (k < width) step((1u << (width - k)) - 1, k);
+        if (k < width) {
+            __mmask32 mask = (1u << (width - k)) - 1;
+            for (int r = 0; r < R; ++r) {
+                __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, weight + r * width + k);
+                for (int m = 0; m < M; ++m) {
+                    __m512bh token = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + m * tokens_apart + k);
+                    total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, token);
+                }
+            }
+        }
         k = width;
     }
 #endif
@@ -47,28 +55,37 @@ inline void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apar
             for (int m = 0; m < M; ++m) total[r][m] += row * tokens[m];
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int m = 0; m < M; ++m) {
-            float all = sum(total[r][m]);
+    for (int m = 0; m < M; ++m) {
+        Floats four[4] = {};
+        float all[4];
+        for (int r = 0; r < R; ++r) four[r] = total[r][m];
+        sums_of_four(four, all);
+        for (int r = 0; r < R; ++r) {
             for (int64_t rest = k; rest < width; ++rest)
-                all += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
-            out[m * stride + r] = all;
+                all[r] += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
+            out[m * stride + r] = all[r];
         }
+    }
 }
 
+// Tokens in tiles that are as alike as can be; the first tile asks for the weights ahead.
 template <class T, int R>
 void tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
-    int64_t m = 0;
-    for (; m + TOKENS <= tokens; m += TOKENS)
-        tile<T, R, TOKENS>(weight, width, x + m * apart, apart, out + m * stride, stride);
-    const T *rest = x + m * apart;
-    float *to = out + m * stride;
-    switch (tokens - m) {
-    case 5: return tile<T, R, 5>(weight, width, rest, apart, to, stride);
-    case 4: return tile<T, R, 4>(weight, width, rest, apart, to, stride);
-    case 3: return tile<T, R, 3>(weight, width, rest, apart, to, stride);
-    case 2: return tile<T, R, 2>(weight, width, rest, apart, to, stride);
-    case 1: return tile<T, R, 1>(weight, width, rest, apart, to, stride);
+    int64_t tiles = (tokens + TOKENS - 1) / TOKENS;
+    for (int64_t m = 0; tiles > 0; --tiles) {
+        int64_t own = (tokens - m + tiles - 1) / tiles;
+        const T *from = x + m * apart;
+        float *to = out + m * stride;
+        bool ahead = m == 0;
+        switch (own) {
+        case 6: (ahead ? tile<T, R, 6, true> : tile<T, R, 6, false>)(weight, width, from, apart, to, stride); break;
+        case 5: (ahead ? tile<T, R, 5, true> : tile<T, R, 5, false>)(weight, width, from, apart, to, stride); break;
+        case 4: (ahead ? tile<T, R, 4, true> : tile<T, R, 4, false>)(weight, width, from, apart, to, stride); break;
+        case 3: tile<T, R, 3, true>(weight, width, from, apart, to, stride); break;
+        case 2: tile<T, R, 2, true>(weight, width, from, apart, to, stride); break;
+        case 1: tile<T, R, 1, true>(weight, width, from, apart, to, stride); break;
+        }
+        m += own;
     }
 }
 
