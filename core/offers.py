@@ -53,6 +53,10 @@ class Alias:
     * ``chooses`` is an offer of this plugin: giving the flag (for ``value`` None), or giving it this ``value``
       ("--quantization wint4"), chooses that offer, and so loads the plugin.
     * ``sets`` is a setting ("port" of this plugin's section, or a core setting): the flag's value becomes its value.
+
+    A table may itself say whether the feature is wanted. Its alias has both, ``sets`` the table and ``chooses`` the offer, and
+    ``asks``, the key that says so. The table then chooses the offer, from whichever place it is set; if the key is false, it
+    refuses the offer, and that nobody uses its other keys is no mistake.
     """
 
     summary: str
@@ -61,6 +65,7 @@ class Alias:
     value: str | None = None
     chooses: str | None = None
     sets: str | None = None
+    asks: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,7 +332,9 @@ def _check(plugin: str, given: Sequence[Offer]) -> None:
 
 
 def _check_alias(alias: Alias, own: set[str]) -> None:
-    if (alias.flag is None) == (alias.env is None) or (alias.chooses is None) == (alias.sets is None):
+    both = alias.chooses is not None and alias.sets is not None
+    neither = alias.chooses is None and alias.sets is None
+    if (alias.flag is None) == (alias.env is None) or neither or both != (alias.asks is not None):
         raise _InvalidOfferError(
             f"alias {alias.flag or alias.env!r} must have a flag or a variable, and choose an offer or set a setting"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,13 @@ class Configuration:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(key[0] for key in self.given if len(key) == 2))
+        """Plugins that are given settings, those tables left out that say that their plugin is not wanted."""
+        wanted = (key for key, said in self.given.items() if len(key) == 2 and not self._says_no(said))
+        return tuple(dict.fromkeys(key[0] for key in wanted))
+
+    def _says_no(self, said: Said) -> bool:
+        chosen = self.vocabulary.chosen_by(said)
+        return chosen is not None and chosen.refused
 
     def section(self, plugin: str) -> tuple[dict[str, Any], list[Problem]]:
         """A plugin's settings, validated, and what is wrong with them."""
@@ -64,7 +70,7 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     features: dict[str, str] = {}
     for level in LEVELS:
         said: dict[Key, Said] = {}
-        for each in level(first, vocabulary):
+        for each in _with_what_tables_choose(level(first, vocabulary), vocabulary):
             if isinstance(each, Problem):
                 problems.append(each)
             elif each.key == ALSO_PLUGIN:
@@ -82,6 +88,8 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
                     problems.append(_contradiction(other, each))
                 elif other.origin == each.origin:
                     said[each.key] = each
+        overruled = [vocabulary.chosen_by(given[key]) for key in said if key in given]
+        refused = [no for no in refused if no not in overruled]
         given.update(said)
         clashes = [no for no in refused if no.key in said and said[no.key].value == no.value]
         problems += [_contradiction(said[no.key], no) for no in clashes]
@@ -97,6 +105,14 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     settings, mistakes = validated(CoreSettings, core)
     problems += mistakes
     return Configuration(settings, given, refused, problems, vocabulary, features)
+
+
+def _with_what_tables_choose(said: Iterable[Said | Problem], vocabulary: Vocabulary) -> Iterator[Said | Problem]:
+    for each in said:
+        yield each
+        chosen = vocabulary.chosen_by(each) if isinstance(each, Said) else None
+        if chosen is not None:
+            yield chosen
 
 
 def validated(model: type[BaseModel], said: Mapping[str, Said], prefix: str = "") -> tuple[dict[str, Any], list[Problem]]:

@@ -24,15 +24,16 @@ def _said_in_file(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | P
 
 def _said_by_name(name: str, value: Any, vocabulary: Vocabulary, origin: Callable[[Key], str]) -> Iterable[Said | Problem]:
     """A core setting, a plugin's table, or any flag's name with underscores."""
+    flag = f"--{name.replace('_', '-')}"
+    is_plugin = vocabulary.manager.get(name) is not None or vocabulary.find(flag) is None
     if (name,) in vocabulary.settings:
         yield Said((name,), value, origin((name,)))
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and is_plugin:
         for key, inner in value.items():
             yield Said((name, str(key)), inner, origin((name, str(key))))
         if not value and vocabulary.manager.get(name) is None:
             yield unknown_key(Said((name,), value, origin((name,))), vocabulary)
     else:
-        flag = f"--{name.replace('_', '-')}"
         word, value = vocabulary.spelled(name, value)
         if word is not None:
             said = word.say(value, origin((name,)))

@@ -133,6 +133,7 @@ class Vocabulary:
         self.manager = manager
         self.words: dict[str, Word] = {}
         self.settings: dict[Key, Setting] = {}
+        self._asking: dict[Key, tuple[str, tuple[Key, Any]]] = {}  # table -> the key that says whether, what it chooses
         self.belongs: Mapping[str, str] = defaults()["flags"]
         for setting in _settings_of(CoreSettings, ()):
             self._add_setting(setting, "")
@@ -166,6 +167,13 @@ class Vocabulary:
             negated = self.words.get(f"--no-{flag[2:]}")
             return (negated, None) if negated else (word, value)
         return (word, None) if word is not None and value is True and not word.takes_value else (word, value)
+
+    def chosen_by(self, said: Said) -> Said | None:
+        """What a table chooses, or refuses, by being set."""
+        asks, feature = self._asking.get(said.key, ("", None))
+        if feature is None or not isinstance(said.value, Mapping):
+            return None
+        return Said(*feature, said.origin, refused=said.value.get(asks) is False)
 
     def unknown(self, name: str, origin: str) -> Problem:
         """A flag or variable that nobody brought: whose it is if that is known, else the nearest one."""
@@ -219,6 +227,8 @@ class Vocabulary:
                 return f"its alias {name} is already a flag of {self.words[name].plugin or 'the core'}"
             constant = True if setting.is_switch and alias.flag else None
             self.words[name] = Word(name, alias.summary, owner, setting, constant, alias=True)
+            if plugin is not None and alias.asks is not None:
+                self._asking[setting.key] = alias.asks, _feature(plugin, str(alias.chooses))
             return ""
         assert plugin is not None
         value = "" if alias.value is None or (alias.env and alias.value.casefold() in _TRUE) else alias.value.casefold()
@@ -244,6 +254,7 @@ class Vocabulary:
     def _forget(self, plugin: str) -> None:
         self.words = {name: word for name, word in self.words.items() if word.plugin != plugin}
         self.settings = {key: setting for key, setting in self.settings.items() if key[0] != plugin or len(key) == 1}
+        self._asking = {key: asking for key, asking in self._asking.items() if key[0] != plugin}
 
 
 def defaults() -> dict[str, Any]:

@@ -64,12 +64,12 @@ class GraphBackendContract(Contract, kit=True):
             return step
 
         plain, prepared = self.runs(backend, spoil)
-        assert np.array_equal(plain({0: [1, 2, 3]}).shape, prepared({0: [1, 2, 3]}).shape)
+        first = {0: [1, 2, 3], 2: [5]}
+        assert np.abs(prepared(first) - plain(first)).max() <= self.tolerance
         failing[0] = True
         with pytest.raises(RuntimeError, match="the step failed"):
-            prepared({1: [4] * 33})
+            prepared({2: [6], 1: [4] * 33})  # decodes and prompts together: what is launched for it was not recorded before
         failing[0] = False
-        plain({1: [4] * 33})
         assert np.abs(prepared({0: [9]}) - plain({0: [9]})).max() <= self.tolerance
 
     def test_it_describes_itself_in_one_line(self) -> None:

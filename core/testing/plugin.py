@@ -108,7 +108,9 @@ class PluginContract(Contract, kit=True):
             for alias in offer.aliases:
                 assert alias.summary, f"an alias of {offer.name} has no summary"
                 assert (alias.flag is None) != (alias.env is None), "an alias is a flag or a variable"
-                assert (alias.chooses is None) != (alias.sets is None), "an alias chooses an offer or sets a setting"
+                both = alias.chooses is not None and alias.sets is not None
+                assert (alias.chooses or alias.sets) is not None, "an alias chooses an offer or sets a setting"
+                assert both == (alias.asks is not None), "it does both where a key of the table asks for the offer"
                 assert alias.flag is None or alias.flag.startswith("--")
                 assert alias.env is None or alias.env == alias.env.upper()
                 assert alias.chooses is None or alias.chooses in own, (

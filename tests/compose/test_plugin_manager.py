@@ -92,6 +92,10 @@ class Two(Section, frozen=True):
             [sampler("a", aliases=(Alias("x", flag="--x", env="X", chooses="a"),))],
             "alias '--x' must have a flag or a variable, and choose an offer or set a setting",
         ),
+        (
+            [sampler("a", settings=One, aliases=(Alias("x", flag="--x", chooses="a", sets="a"),))],
+            "alias '--x' must have a flag or a variable, and choose an offer or set a setting",
+        ),
     ],
 )
 def test_invalid_offers_break_their_plugin(offers, error):
