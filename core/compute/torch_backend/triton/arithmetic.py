@@ -1,0 +1,27 @@
+# ruff: noqa: ANN001, ANN201 - a kernel's arguments are pointers and scalars of Triton
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc"
+"""What kernels share."""
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def multiply(a, b, total):
+    """total + a b, with all of a float32's bits. The interpreter knows no products of bfloat16."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def bound(x):
+    """``x`` for a loop. What the interpreter takes for a number is an array of one, which Python's range refuses."""
+    if INTERPRETED:
+        return x.handle.data.item()
+    return x

@@ -1,0 +1,77 @@
+"""Steps on the device: what an uploaded one holds, and how a static one takes it over and pads the rest."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.compute.torch_backend.triton.backend import TritonBackend
+from core.compute.torch_backend.triton.step import upload
+from core.interfaces.graph import StepShape
+from core.models.decoder import Decoder
+from core.testing.inputs import PagedSequences, random_weights, tiny_spec
+
+FIELDS = ("token_ids", "positions", "slots", "context_lens", "query_starts")
+
+
+def test_an_uploaded_step_is_the_batch():
+    paged = PagedSequences(40, 8)
+    paged.step({0: [1] * 20, 1: [2] * 3})
+    batch = paged.step({0: [3], 1: [4], 2: [5] * 70, 3: [6] * 5})
+    step = upload(batch, 32, torch.device("cpu"))
+    for name in FIELDS:
+        assert getattr(step, name).tolist() == getattr(batch, name).tolist()
+    assert step.logit_rows.tolist() == batch.logit_rows.tolist()
+    pages = batch.page_table.shape[1]
+    assert step.page_table[:, :pages].tolist() == batch.page_table.tolist()
+    assert step.tiles.tolist() == [[2, 2], [2, 34], [2, 66], [3, 72]]
+    assert (step.shape, step.num_logits) == (StepShape("mixed", 77, 4), 4)
+
+
+def test_decodes_have_no_list_of_rows():
+    paged = PagedSequences(40, 8)
+    paged.step({0: [1], 1: [2]})
+    step = upload(paged.step({0: [3], 1: [4]}), 32, torch.device("cpu"))
+    assert (step.logit_rows, step.num_logits, len(step.tiles)) == (None, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    spec = tiny_spec(num_layers=1)
+    backend = TritonBackend("cpu", "float32", threads=1)
+    return spec, backend, Decoder.load(spec, random_weights(spec).values(), backend)
+
+
+@pytest.mark.parametrize("kind", ["prompts", "decode"])
+def test_a_static_step_gives_what_the_step_gives_and_leaves_other_pages_alone(model, kind):
+    spec, backend, decoder = model
+    kv, paged = backend.kv_cache(spec, 40, 8), PagedSequences(40, 8)
+    if kind == "prompts":
+        works = [{0: [1, 2, 3], 1: list(range(41))}, {2: [7]}, {3: [9] * 20, 4: [1, 2]}]
+        static = backend.static_step(StepShape("prompts", 48, 3), spec, kv)
+    else:
+        decoder.forward(backend.upload(paged.step({0: [1] * 30, 1: [5, 6], 2: [8] * 9}), spec, kv), kv)
+        works = [{0: [3], 1: [4], 2: [5]}, {1: [9]}, {2: [7], 0: [5]}]
+        static = backend.static_step(StepShape("decode", 4, 4), spec, kv)
+    for work in works:
+        batch = paged.step(work)
+        step = backend.upload(batch, spec, kv)
+        assert static.shape.holds(step.shape)
+        static.fill(step)
+        for name in FIELDS:
+            held, given = getattr(static, name), getattr(batch, name)
+            assert held[: len(given)].tolist() == given.tolist()
+        before = kv._memory.clone()
+        found = decoder.forward(static, kv)[: len(work)]
+        changed = (kv._memory != before).any(dim=(0, 1, 4, 5)).flatten().nonzero()[:, 0]
+        assert set(changed.tolist()) <= set(batch.slots.tolist())
+        expected = decoder.forward(step, kv)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_new_static_step_writes_nowhere_and_mixed_ones_are_not_to_be_had(model):
+    spec, backend, decoder = model
+    kv = backend.kv_cache(spec, 8, 8)
+    for shape in (StepShape("decode", 2, 2), StepShape("prompts", 9, 2)):
+        assert decoder.forward(backend.static_step(shape, spec, kv), kv).shape == (2, spec.vocab)
+    assert not np.any(kv._memory.numpy())
+    assert backend.static_step(StepShape("mixed", 4, 2), spec, kv) is None
