@@ -52,8 +52,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def imports(session: nox.Session) -> None:
-    """Who may see whom: .importlinter."""
-    session.install("-e", ".[all]", "import-linter>=2.1")
+    """Who may see whom: .importlinter. Imports are read, not executed, so what is imported need not be there."""
+    session.install("import-linter>=2.1")
+    session.install("--no-deps", "-e", ".")
     session.run("lint-imports")
 
 
