@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -51,9 +50,10 @@ class UserError(Exception):
     def of(cls, what: str, where: str = "", *remedies: str) -> UserError:
         return cls(Problem(what, where, tuple(remedies)))
 
-    @classmethod
-    def all_of(cls, problems: Sequence[Problem]) -> UserError:
-        return cls(*problems)
+
+def problem_text(problem: Problem, severity: str = "error") -> str:
+    """One block, as every command prints it: ``dovetail: error: what``, then where it was set and what to do."""
+    return f"dovetail: {severity}: {problem}"
 
 
 def forbidden(error: PermissionError) -> UserError:

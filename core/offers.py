@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
@@ -53,6 +53,7 @@ class Alias:
     * ``chooses`` is an offer of this plugin: giving the flag (for ``value`` None), or giving it this ``value``
       ("--quantization wint4"), chooses that offer, and so loads the plugin.
     * ``sets`` is a setting ("port" of this plugin's section, or a core setting): the flag's value becomes its value.
+      ``translates`` are values that are spelled otherwise there, with ours: ("0", "inf"); with None they say nothing.
 
     A table may itself say whether the feature is wanted. Its alias has both, ``sets`` the table and ``chooses`` the offer, and
     ``asks``, the key that says so. The table then chooses the offer, from whichever place it is set; if the key is false, it
@@ -66,18 +67,54 @@ class Alias:
     chooses: str | None = None
     sets: str | None = None
     asks: str | None = None
+    translates: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class ForeignWord:
+    """A flag or variable of another server that no setting answers to, and what is told to those who give it.
+
+    ``flag`` as typed ("--router") or ``env`` ("FD_TRACE"; "FD_XPU_*" for all that begin so). ``effect``:
+
+    * "none": what it asks for is so anyway, and nothing is told.
+    * "warns": it has no effect here, and what is served does not depend on it; ``reason`` says why.
+    * "refuses": without it something else would be served; ``reason`` says why it cannot be had.
+    * "later": refuses too; ``reason`` is what has not been built yet.
+    * "unknown": a variable that begins like those of that server, and is none of them.
+
+    It is about any value, or only about ``values`` ("{*" is any text that begins so); ``fine`` are values that ask for what is
+    so anyway. A ``switch`` takes no value. Where a plugin gives the word a meaning, that goes before.
+    """
+
+    reason: str
+    effect: Literal["none", "warns", "refuses", "later", "unknown"]
+    flag: str | None = None
+    env: str | None = None
+    values: tuple[str, ...] = ()
+    fine: tuple[str, ...] = ()
+    switch: bool = False
+    remedy: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.flag.replace("_", "-") if self.flag else str(self.env)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What all offers have. ``name`` is unique within its kind and is what configurations say."""
+    """What all offers have. ``name`` is unique within its kind and is what configurations say.
+
+    ``rules`` hold where the offer is used; ``idle_rules`` where its plugin is not, though settings of it are given.
+    """
 
     kind: ClassVar[str]
     name: str
     summary: str
     settings: type[Section] | None = None
     rules: tuple[Rule, ...] = ()
+    idle_rules: tuple[Rule, ...] = ()
     aliases: tuple[Alias, ...] = ()
+    foreign_words: tuple[ForeignWord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

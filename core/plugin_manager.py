@@ -17,7 +17,7 @@ import pluggy
 
 from core import hookspecs
 from core.errors import Problem, UserError
-from core.offers import Alias, Offer, Section
+from core.offers import Alias, ForeignWord, Offer, Section
 from core.suggest import did_you_mean
 
 GROUP = "dovetail"
@@ -59,6 +59,10 @@ class Plugin:
     def aliases(self) -> tuple[Alias, ...]:
         return tuple(dict.fromkeys(alias for offer in self.offers for alias in offer.aliases))
 
+    @property
+    def foreign_words(self) -> tuple[ForeignWord, ...]:
+        return tuple(dict.fromkeys(word for offer in self.offers for word in offer.foreign_words))
+
 
 class PluginManager:
     """Plugins in the order of their names; whatever depended on the order of installation would be a surprise."""
@@ -96,7 +100,7 @@ class PluginManager:
         manager = cls()._load(entry_points, set(), set(wanted))
         problems = [*manager.conflicts, *(problem for name in wanted for problem in manager.named(name, ""))]
         if problems:
-            raise UserError.all_of(list(dict.fromkeys(problems)))
+            raise UserError(*dict.fromkeys(problems))
         return manager
 
     # --- questions --------------------------------------------------------------------------------------------------
@@ -329,6 +333,9 @@ def _check(plugin: str, given: Sequence[Offer]) -> None:
         own = {other.name for other in given}
         for alias in offer.aliases:
             _check_alias(alias, own)
+        for word in offer.foreign_words:
+            if (word.flag is None) == (word.env is None):
+                raise _InvalidOfferError(f"foreign word {word.flag or word.env!r} must be either a flag or a variable")
 
 
 def _check_alias(alias: Alias, own: set[str]) -> None:

@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from core.errors import ExitCode, Problem, UserError, forbidden
+from core.errors import ExitCode, Problem, UserError, forbidden, problem_text
 
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 
@@ -19,8 +19,6 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve
         except PermissionError as error:
             raise forbidden(error) from error
     except UserError as error:
-        from core.compose.report import problem_text
-
         for problem in error.problems:
             print(problem_text(problem), file=sys.stderr)  # noqa: T201
         return error.exit_code
@@ -50,7 +48,7 @@ def _main(argv: Sequence[str], program: str) -> int:
         return _print(list_text(manager))
 
     from core.compose.composition import attempt
-    from core.compose.report import dump_text, explain_text, problem_text
+    from core.compose.report import dump_text, explain_text
 
     composition = attempt(first, manager)
     refuse_with(composition.problems)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.bench.offline import THEIRS, Measured, Options, Report, run
-from core.errors import ExitCode, UserError
+from core.errors import ExitCode, UserError, problem_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = run(options)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write("".join(f"{problem_text(problem)}\n" for problem in error.problems))
         return error.exit_code
     show(report, Console())
     if known.json:

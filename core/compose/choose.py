@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.compose.configuration import Configuration
+from core.compose.defaults import defaults
 from core.compose.plan import Choice
 from core.compose.settings import KIND_SETTINGS
-from core.compose.vocabulary import defaults
 from core.errors import Problem
 from core.offers import MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, RulesOffer, SchedulerOffer
 from core.plugin_manager import Offered, PluginManager

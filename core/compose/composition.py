@@ -11,7 +11,7 @@ from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
 from core.compose.find_model import Found, find_model
 from core.compose.first_pass import FirstPass
-from core.compose.gather import gather_facts, gather_rules, origins_of
+from core.compose.gather import gather_facts, gather_rules, idle_rules, origins_of
 from core.compose.packed import take_packing
 from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import DeviceProbe, probe_devices
@@ -21,6 +21,8 @@ from core.errors import Problem, UserError
 from core.models.sources import is_here
 from core.offers import OPTIONAL_KINDS, CheckpointFormatOffer, ModelOffer, Offer, RulesOffer
 from core.plugin_manager import Offered, PluginManager
+
+UNLOADED = "section-of-an-unloaded-plugin"
 
 
 @dataclass
@@ -52,7 +54,23 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
         _name_choices(selection, resolved.settings)
         facts, mistakes = gather_facts(configuration, selection, resolved, probe, found)
         rules, more = gather_rules(selection, found, facts)
-        return facts, judge(facts, rules), [*mistakes, *more]
+        idle = _idle_violations(facts, manager)
+        early: set[str] = set()
+        if found is None and selection.origins.get("scheduler") == "default":  # one that splits prompts might still be chosen
+            early = {each.plugin for each in splitting_schedulers(manager)}
+        told = {*early, *(plugin for plugin, violations in idle.items() if violations)}
+        return (
+            facts,
+            [
+                *(each for plugin, violations in idle.items() if plugin not in early for each in violations),
+                *(
+                    each
+                    for each in judge(facts, rules)
+                    if each.id != UNLOADED or not told.issuperset(facts["sections.unloaded"])
+                ),
+            ],
+            [*mistakes, *more],
+        )
 
     facts, violations, mistakes = state(None)
     found: Found | None = None
@@ -68,22 +86,14 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
     if found is not None:
         resolve_sizes(resolved, configuration, selection, found.spec, probe)
         facts, violations, mistakes = state(found)
-    undecided = found is None and selection.origins.get("scheduler") == "default"
     sections, more = _sections(configuration, selection, manager)
-    if undecided:  # a scheduler that splits prompts might still be chosen; its table is not out of place yet
-        splitting = {each.plugin for each in splitting_schedulers(manager)}
-        violations = [
-            each
-            for each in violations
-            if each.id != "section-of-an-unloaded-plugin" or not splitting.issuperset(facts["sections.unloaded"])
-        ]
     problems += [*mistakes, *more, *(each.problem() for each in violations if each.rule.severity == "error")]
     composition = Composition(selection, facts, list(dict.fromkeys(problems)), None, violations)
     if not composition.problems and found is not None:
         warnings = [_broken(plugin) for plugin in manager.plugins if plugin.state == "broken"]
         warnings += [_idle(name, configuration) for name in selection.named if not _is_used(name, selection, found, manager)]
         warnings += overruled
-        warnings += [each.problem() for each in violations if each.rule.severity == "warning"]
+        warnings += [*configuration.remarks, *(each.problem() for each in violations if each.rule.severity == "warning")]
         composition.plan = Plan(
             settings=resolved.settings,
             sections=sections,
@@ -97,6 +107,11 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             warnings=tuple(warnings),
         )
     return composition
+
+
+def _idle_violations(facts: Facts, manager: PluginManager) -> dict[str, list[Violation]]:
+    rules = idle_rules(manager, facts["sections.unloaded"])
+    return {plugin: judge(facts, of_plugin) for plugin, of_plugin in rules.items()}
 
 
 def _name_choices(selection: Selection, settings: dict[str, Any]) -> None:

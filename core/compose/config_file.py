@@ -1,4 +1,7 @@
-"""TOML with the line of every key, so that a value can say where it was set. tomllib parses; this only finds lines."""
+"""TOML with the line of every key, so that a value can say where it was set. tomllib parses; this only finds lines.
+
+A file whose name ends in .yaml or .yml is YAML, as other servers have it.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,17 @@ class ConfigFile:
 
 
 def read_config_file(path: str, origin: str) -> ConfigFile:
-    """:raises UserError: when it is not there or not TOML, with the line."""
+    """:raises UserError: when it is not there, or neither TOML nor YAML as its name says; with the line."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise UserError.of(f"the config file {path} cannot be read: {error.strerror}", origin, "check the path") from None
     except UnicodeDecodeError:
         raise UserError.of(f"the config file {path} is not UTF-8 text", origin, "save it as UTF-8") from None
+    if Path(path).suffix.lower() in (".yaml", ".yml"):
+        from core.compose.yaml_file import read_yaml
+
+        return ConfigFile(path, *read_yaml(text, path))
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from core.compose.first_pass import FirstPass, plugin_names
 from core.compose.readers import LEVELS, unknown_key
 from core.compose.settings import CoreSettings
-from core.compose.vocabulary import ALSO_PLUGIN, Key, Said, Vocabulary
+from core.compose.vocabulary import ALSO_PLUGIN, Key, Remark, Said, Vocabulary
 from core.errors import Problem, UserError
 from core.plugin_manager import PluginManager
 from core.suggest import did_you_mean
@@ -29,6 +29,7 @@ class Configuration:
     problems: list[Problem]
     vocabulary: Vocabulary
     features: dict[str, str] = field(default_factory=dict)  # plugin that a flag asked for beside --plugins -> that flag
+    remarks: list[Problem] = field(default_factory=list)  # what was said and has no effect
 
     @property
     def manager(self) -> PluginManager:
@@ -68,11 +69,14 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     given: dict[Key, Said] = {}
     refused: list[Said] = []
     features: dict[str, str] = {}
+    remarks: list[Problem] = []
     for level in LEVELS:
         said: dict[Key, Said] = {}
         for each in _with_what_tables_choose(level(first, vocabulary), vocabulary):
             if isinstance(each, Problem):
                 problems.append(each)
+            elif isinstance(each, Remark):
+                remarks.append(each.problem)
             elif each.key == ALSO_PLUGIN:
                 if each.refused:
                     refused.append(each)
@@ -104,10 +108,12 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     core = {key[0]: said for key, said in given.items() if len(key) == 1}
     settings, mistakes = validated(CoreSettings, core)
     problems += mistakes
-    return Configuration(settings, given, refused, problems, vocabulary, features)
+    return Configuration(settings, given, refused, problems, vocabulary, features, list(dict.fromkeys(remarks)))
 
 
-def _with_what_tables_choose(said: Iterable[Said | Problem], vocabulary: Vocabulary) -> Iterator[Said | Problem]:
+def _with_what_tables_choose(
+    said: Iterable[Said | Problem | Remark], vocabulary: Vocabulary
+) -> Iterator[Said | Problem | Remark]:
     for each in said:
         yield each
         chosen = vocabulary.chosen_by(each) if isinstance(each, Said) else None
@@ -165,4 +171,4 @@ def _contradiction(one: Said, other: Said) -> Problem:
 
 def refuse_with(problems: Sequence[Problem]) -> None:
     if problems:
-        raise UserError.all_of(list(dict.fromkeys(problems)))
+        raise UserError(*dict.fromkeys(problems))

@@ -34,7 +34,7 @@ def gather_facts(
     for plugin in manager.plugins:
         if plugin.section is not None:
             schema += settings_facts(plugin.section, f"settings.{plugin.name}.")
-            if plugin.name in selection.plugins:
+            if plugin.name in selection.plugins or configuration.table(plugin.name):
                 section, _ = configuration.section(plugin.name)
                 values |= {f"settings.{plugin.name}.{name}": value for name, value in section.items()}
     if found is not None:
@@ -122,8 +122,15 @@ def _is_importable(module: str) -> bool:
 
 
 def _unloaded(configuration: Configuration, selection: Selection) -> tuple[str, ...]:
+    """Plugins that are not chosen, of which settings are given that are not what they would be anyway."""
     chosen = set(selection.plugins)
-    return tuple(name for name in configuration.tables if name not in chosen)
+    return tuple(name for name in configuration.tables if name not in chosen and _is_changed(name, configuration))
+
+
+def _is_changed(plugin: str, configuration: Configuration) -> bool:
+    values, problems = configuration.section(plugin)
+    defaults = {name: configuration.vocabulary.settings[plugin, name].default for name in values}
+    return bool(problems) or values != defaults
 
 
 def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) -> dict[str, Any]:
@@ -186,6 +193,12 @@ def gather_rules(selection: Selection, found: Found | None, facts: Facts) -> tup
             if mistakes:
                 rules.pop(rule.id)
     return [rule for rule, _ in rules.values()], problems
+
+
+def idle_rules(manager: PluginManager, plugins: Iterable[str]) -> dict[str, tuple[Rule, ...]]:
+    """What plugins that are not chosen say of settings that are given to them."""
+    found = {name: manager.get(name) for name in plugins}
+    return {name: tuple(rule for offer in each.offers for rule in offer.idle_rules) for name, each in found.items() if each}
 
 
 def origins_of(configuration: Configuration, selection: Selection, resolved: Resolved) -> dict[str, str]:

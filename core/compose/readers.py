@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from core.compose.first_pass import ACTIONS, FirstPass
 from core.compose.settings import PREFIX, CoreSettings
-from core.compose.vocabulary import Key, Said, Vocabulary
+from core.compose.vocabulary import Key, Remark, Said, Vocabulary
 from core.errors import Problem
 from core.plugin_manager import Plugin
 from core.suggest import did_you_mean, nearest
@@ -16,36 +17,38 @@ OTHER_VARIABLES = frozenset({f"{PREFIX}CONFIG", f"{PREFIX}DEVICE_PROBE"})
 """Variables of ours that are no settings."""
 
 
-def _said_in_file(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
+def _said_in_file(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     if first.file is not None:
         for name, value in first.file.values.items():
-            yield from _said_by_name(name, value, vocabulary, first.file.origin)
+            if value is not None:  # YAML: a key without a value
+                yield from _said_by_name(name, value, vocabulary, first.file.origin)
 
 
-def _said_by_name(name: str, value: Any, vocabulary: Vocabulary, origin: Callable[[Key], str]) -> Iterable[Said | Problem]:
+def _said_by_name(
+    name: str, value: Any, vocabulary: Vocabulary, origin: Callable[[Key], str]
+) -> Iterable[Said | Problem | Remark]:
     """A core setting, a plugin's table, or any flag's name with underscores."""
     flag = f"--{name.replace('_', '-')}"
-    is_plugin = vocabulary.manager.get(name) is not None or vocabulary.find(flag) is None
-    if (name,) in vocabulary.settings:
-        yield Said((name,), value, origin((name,)))
-    elif isinstance(value, Mapping) and is_plugin:
+    word, given = vocabulary.spelled(name, value)
+    setting = vocabulary.settings.get((name,))
+    if setting is not None and not (word is not None and word.foreign):
+        yield Said((name,), setting.decode(value) if setting.is_list and isinstance(value, str) else value, origin((name,)))
+    elif isinstance(value, Mapping) and (word is None or vocabulary.manager.get(name) is not None):
         for key, inner in value.items():
             yield Said((name, str(key)), inner, origin((name, str(key))))
         if not value and vocabulary.manager.get(name) is None:
             yield unknown_key(Said((name,), value, origin((name,))), vocabulary)
-    else:
-        word, value = vocabulary.spelled(name, value)
-        if word is not None:
-            said = word.say(value, origin((name,)))
-            if said is not None:
-                yield said
-        elif flag not in vocabulary.belongs:
-            yield Said((name,), value, origin((name,)))
-        elif value is not False:
-            yield vocabulary.unknown(flag, origin((name,)))
+    elif word is not None:
+        said = word.say(given, origin((name,)))
+        if said is not None:
+            yield said
+    elif flag not in vocabulary.belongs:
+        yield Said((name,), value, origin((name,)))
+    elif value is not False:
+        yield vocabulary.unknown(flag, origin((name,)))
 
 
-def _said_in_environment(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
+def _said_in_environment(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     ours = {name: value for name, value in first.env.items() if name.upper().startswith(PREFIX) and value != ""}
     ours = {name: value for name, value in ours.items() if name.upper() not in OTHER_VARIABLES}
     if ours:
@@ -58,9 +61,17 @@ def _said_in_environment(first: FirstPass, vocabulary: Vocabulary) -> Iterable[S
     for name in vocabulary.belongs:
         if not name.startswith("-") and name not in vocabulary.words and first.env.get(name):
             yield vocabulary.unknown(name, f"${name}")
+    for name, value in first.env.items():
+        group = vocabulary.begins(name) if value and name not in vocabulary.words and name not in vocabulary.belongs else None
+        if group is not None:
+            told = dataclasses.replace(group, name=name).say(value, f"${name}")
+            if group.foreign[0].effect == "unknown":
+                yield vocabulary.unknown(name, f"${name}")
+            elif told is not None:
+                yield told
 
 
-def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> Iterable[Said | Problem]:
+def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     from core.compose.environment import read_environment  # pydantic-settings takes longer to import than --help may take
 
     variables = {name.upper(): name for name in ours}
@@ -90,7 +101,7 @@ def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> I
                 yield Problem(f"there is no setting {head!r}{hint}", f"${name}", ("unset it, or see --help for every setting",))
 
 
-def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
+def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     tokens = list(first.argv)
     lists: dict[Key, Said] = {}
     while tokens:
@@ -129,7 +140,7 @@ def _no_flag(name: str, vocabulary: Vocabulary) -> Iterable[Problem]:
         yield Problem(f"{name!r} is no flag", "", (f"if it is the model: --model {name}",))
 
 
-def _said_in_call(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem]:
+def _said_in_call(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     for name, value in first.overrides.items():
         if name != "config" and value is not None:
             yield from _said_by_name(name, value, vocabulary, lambda key: f"LLM({key[0]}=...)")
@@ -160,6 +171,9 @@ def unknown_key(said: Said, vocabulary: Vocabulary) -> Problem:
             (f"[{key}], and its settings below",),
         )
     known_keys = [each[0] for each in vocabulary.settings if len(each) == 1] + [each.name for each in manager.plugins]
+    known_keys += [
+        name[2:].replace("-", "_") for name, word in vocabulary.words.items() if name.startswith("--") and word.alias
+    ]
     return Problem(f"there is no setting {key!r}{did_you_mean(key, known_keys)}", said.origin, ("--help lists every setting",))
 
 

@@ -14,7 +14,7 @@ from core.compose.facts import show
 from core.compose.plan import Plan
 from core.compose.settings import KIND_SETTINGS, CoreSettings
 from core.compose.vocabulary import Vocabulary, Word
-from core.errors import Problem
+from core.errors import problem_text
 from core.plugin_manager import PluginManager
 
 KEY_FACTS = (
@@ -36,11 +36,6 @@ KEY_FACTS = (
 )
 
 
-def problem_text(problem: Problem, severity: str = "error") -> str:
-    """One block: ``dovetail: error: what``, then where it was set and what to do."""
-    return f"dovetail: {severity}: {problem}"
-
-
 # --- --help -------------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +51,7 @@ def help_text(program: str, manager: PluginManager) -> str:
         allow_abbrev=False,
     )
     actions = parser.add_argument_group("what to do")
-    actions.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    actions.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings")
     for flag, text in (
         ("--list-plugins", "show what is installed, and exit"),
         ("--explain", "show every choice, where each value was set and why, and exit"),
@@ -68,7 +63,7 @@ def help_text(program: str, manager: PluginManager) -> str:
     actions.add_argument("-h", "--help", action="store_true", help="print this, and exit")
     _add_words(parser.add_argument_group("settings"), "", vocabulary)
     for plugin in manager.plugins:
-        if any(word.plugin == plugin.name for word in vocabulary.words.values()):
+        if any(word.plugin == plugin.name and word.has_meaning for word in vocabulary.words.values()):
             summary = "; ".join(dict.fromkeys(offer.summary for offer in plugin.offers))
             _add_words(parser.add_argument_group(f"plugin {plugin.name}", summary.replace("%", "%%")), plugin.name, vocabulary)
     return parser.format_help()
@@ -76,7 +71,7 @@ def help_text(program: str, manager: PluginManager) -> str:
 
 def _add_words(group: argparse._ArgumentGroup, plugin: str, vocabulary: Vocabulary) -> None:
     for name, word in vocabulary.words.items():
-        if word.plugin != plugin or not name.startswith("-") or _is_negation(word, vocabulary):
+        if word.plugin != plugin or not name.startswith("-") or not word.has_meaning or _is_negation(word, vocabulary):
             continue
         names = [name, f"--no-{name[2:]}"] if not word.takes_value and f"--no-{name[2:]}" in vocabulary.words else [name]
         if word.takes_value:

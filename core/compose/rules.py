@@ -58,7 +58,7 @@ def judge(facts: Facts | Mapping[str, Any], rules: Iterable[Rule]) -> list[Viola
     rules = tuple(rules)
     mistakes = [problem for rule in rules for problem in undeclared(rule, known)]
     if mistakes:
-        raise UserError.all_of(mistakes)
+        raise UserError(*mistakes)
     return [_violation(rule, known) for rule in rules if all(_holds(rule, condition, known) for condition in rule.when)]
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from core.compose.defaults import defaults
 from core.compose.settings import CORE_ALIASES, KIND_SETTINGS, CoreSettings
 from core.errors import Problem
-from core.offers import Alias
+from core.offers import Alias, ForeignWord
 from core.plugin_manager import Plugin, PluginManager
 from core.suggest import did_you_mean
 
@@ -79,11 +79,19 @@ class Said:
         return ".".join(self.key)
 
 
+@dataclass(frozen=True)
+class Remark:
+    """One thing to tell that refuses nothing."""
+
+    problem: Problem
+
+
 @dataclass
 class Word:
     """A flag ("--port") or a variable ("FD_SAMPLING_CLASS") and what it says.
 
     It either sets ``setting`` to its value, or to ``constant``; or, where its value is one of ``features``, it chooses that.
+    With a value that is ``foreign`` it says nothing, and its user is told why.
     """
 
     name: str
@@ -92,11 +100,19 @@ class Word:
     setting: Setting | None = None
     constant: Any = None
     features: dict[str, tuple[Key, Any]] = field(default_factory=dict)
+    translates: dict[str, str | None] = field(default_factory=dict)
+    foreign: list[ForeignWord] = field(default_factory=list)
     refuses: bool = False
     alias: bool = False
 
     @property
+    def has_meaning(self) -> bool:
+        return self.setting is not None or bool(self.features)
+
+    @property
     def takes_value(self) -> bool:
+        if not self.has_meaning:
+            return not any(foreign.switch for foreign in self.foreign)
         return self.constant is None and self.feature is None
 
     @property
@@ -104,8 +120,16 @@ class Word:
         """What it chooses by merely being given."""
         return self.features.get("")
 
-    def say(self, value: Any, origin: str) -> Said | Problem | None:
+    def say(self, value: Any, origin: str) -> Said | Problem | Remark | None:
         """``value`` is text from a flag or variable, anything from a file or a call; None for a word that takes none."""
+        text = "" if value is None else str(value).casefold()
+        for foreign in self.foreign:
+            if not foreign.values or any(fnmatchcase(text, each) for each in foreign.values):
+                return _told(self.name, foreign, text, origin)
+        if text in self.translates:
+            value = self.translates[text]
+            if value is None:
+                return None
         if self.constant is not None and self.setting is not None:
             if value is not None and self.constant is False:
                 return Problem(f"{self.name} takes no value", origin, (f"drop {value!r}",))
@@ -132,6 +156,7 @@ class Vocabulary:
     def __init__(self, manager: PluginManager) -> None:
         self.manager = manager
         self.words: dict[str, Word] = {}
+        self.prefixes: dict[str, Word] = {}  # variables by what they begin with
         self.settings: dict[Key, Setting] = {}
         self._asking: dict[Key, tuple[str, tuple[Key, Any]]] = {}  # table -> the key that says whether, what it chooses
         self.belongs: Mapping[str, str] = defaults()["flags"]
@@ -150,12 +175,27 @@ class Vocabulary:
                     manager.break_plugin(plugin.name, mistake)
                     break
         self._add_negations()
+        for plugin in manager.plugins:
+            for foreign in plugin.foreign_words:
+                self._add_foreign(foreign, plugin.name)
 
     def fields(self, plugin: str) -> tuple[str, ...]:
         return tuple(key[1] for key in self.settings if len(key) == 2 and key[0] == plugin)
 
     def find(self, name: str) -> Word | None:
         return self.words.get(name)
+
+    def begins(self, variable: str) -> Word | None:
+        """The word of all variables that begin like this one; of several, the longest."""
+        found = [prefix for prefix in self.prefixes if variable.startswith(prefix)]
+        return self.prefixes[max(found, key=len)] if found else None
+
+    def near(self, name: str) -> str:
+        """ "; did you mean '--port'?": a word that means something here goes before one that does not."""
+        alike = [word for word in self.words.values() if word.name.startswith("-") == name.startswith("-")]
+        return did_you_mean(name, [word.name for word in alike if word.has_meaning]) or did_you_mean(
+            name, [word.name for word in alike]
+        )
 
     def spelled(self, name: str, value: Any) -> tuple[Word | None, Any]:
         """The word behind a flag's name with underscores, as files and the offline LLM write it: ``enable_x = False``
@@ -184,13 +224,15 @@ class Vocabulary:
             if plugin is None:
                 return Problem(f"{name} belongs to the plugin {owner}, which is not installed", origin, (f"install {owner}",))
             return Problem(f"{name} belongs to the plugin {owner}, which is {plugin.state}", origin, _mend(plugin))
-        near = did_you_mean(name, self.words)
+        near = self.near(name)
         culprits = [plugin for plugin in self.manager.plugins if plugin.state != "loaded"]
         remedies = ["--help lists every flag"] if name.startswith("-") else []
         if not near and culprits:
             remedies.append(
                 "it may belong to a plugin that is not loaded: " + ", ".join(f"{each.name} ({each.state})" for each in culprits)
             )
+        if not name.startswith("-"):
+            return Problem(f"there is no variable {name}{near}", origin, (f"unset {name}", *remedies))
         return Problem(f"there is no flag {name}{near}", origin, tuple(remedies))
 
     # --- collecting -------------------------------------------------------------------------------------------------
@@ -226,7 +268,9 @@ class Vocabulary:
             if name in self.words:
                 return f"its alias {name} is already a flag of {self.words[name].plugin or 'the core'}"
             constant = True if setting.is_switch and alias.flag else None
-            self.words[name] = Word(name, alias.summary, owner, setting, constant, alias=True)
+            self.words[name] = Word(
+                name, alias.summary, owner, setting, constant, translates=dict(alias.translates), alias=True
+            )
             if plugin is not None and alias.asks is not None:
                 self._asking[setting.key] = alias.asks, _feature(plugin, str(alias.chooses))
             return ""
@@ -238,6 +282,18 @@ class Vocabulary:
             return f"its alias {name}{' ' + value if value else ''} is already a flag of {word.plugin or 'the core'}"
         word.features[value] = feature
         return ""
+
+    def _add_foreign(self, foreign: ForeignWord, owner: str) -> None:
+        if foreign.name.endswith("*"):
+            self.prefixes[foreign.name[:-1]] = Word(foreign.name, foreign.reason, owner, foreign=[foreign], alias=True)
+            return
+        word = self.words.setdefault(foreign.name, Word(foreign.name, foreign.reason, owner, alias=True))
+        if foreign.values or not word.has_meaning:
+            word.foreign.append(foreign)
+        negated = f"--no-{foreign.name[2:]}"
+        if foreign.switch and not word.has_meaning and negated not in self.words:
+            nothing = ForeignWord(foreign.reason, "none", flag=negated, switch=True)
+            self.words[negated] = Word(negated, foreign.reason, owner, foreign=[nothing], alias=True)
 
     def _add_negations(self) -> None:
         for word in list(self.words.values()):
@@ -257,9 +313,19 @@ class Vocabulary:
         self._asking = {key: asking for key, asking in self._asking.items() if key[0] != plugin}
 
 
-def defaults() -> dict[str, Any]:
-    """``defaults.toml``: what fills the kinds nobody names."""
-    return tomllib.loads((Path(__file__).parent / "defaults.toml").read_text(encoding="utf-8"))
+def _told(name: str, foreign: ForeignWord, value: str, origin: str) -> Problem | Remark | None:
+    if foreign.effect == "none" or value in foreign.fine or (foreign.switch and value != "" and value in _FALSE):
+        return None
+    drop = f"drop {name}" if foreign.flag else f"unset {name}"
+    where = "" if origin == name else origin
+    shown = name if foreign.switch or not foreign.values else f"{name} {value}"
+    match foreign.effect:
+        case "warns":
+            return Remark(Problem(f"{shown} has no effect here: {foreign.reason}", where))
+        case "later":
+            return Problem(f"{shown} is not built yet: {foreign.reason}", where, (foreign.remedy or drop,))
+        case _:
+            return Problem(f"{shown} cannot be had here: {foreign.reason}", where, (foreign.remedy or drop,))
 
 
 def _feature(plugin: Plugin, offer: str) -> tuple[Key, Any]:

@@ -32,7 +32,8 @@ class RulesContract(Contract, kit=True):
 
     def rules(self) -> tuple[Rule, ...]:
         """All rules of the plugin's offers."""
-        return tuple(rule for offer in offers_of(plugin_module(self.plugin)) for rule in offer.rules)
+        offers = offers_of(plugin_module(self.plugin))
+        return tuple(rule for offer in offers for rule in (*offer.rules, *offer.idle_rules))
 
     def machine(self, rule: str) -> DeviceProbe:
         """The machine to compose for: by default one with eight cores, 64 GiB and no CUDA device."""

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from core.errors import ExitCode, UserError
+from core.errors import ExitCode, UserError, problem_text
 
 INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        sys.stderr.write("".join(f"dovetail: error: {problem}\n" for problem in error.problems))
+        sys.stderr.write("".join(f"{problem_text(problem)}\n" for problem in error.problems))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

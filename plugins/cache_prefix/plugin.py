@@ -32,6 +32,18 @@ SWAP_BEYOND_MEMORY = Rule(
 )
 
 
+SWAP_WITHOUT_CACHE = Rule(
+    id="swap-space-without-prefix-caching",
+    when=(Condition("settings.cache_prefix.swap_space", ">", 0),),
+    reason="swap_space is {settings.cache_prefix.swap_space} GiB for pages that prefix caching "
+    "gives up, and prefixes are not cached",
+    remedies=(
+        Remedy("--enable-prefix-caching", {"cache_policy": "prefix"}),
+        Remedy("drop --swap-space", {"cache_prefix.swap_space": 0.0}),
+    ),
+)
+
+
 def host_bytes(swap_space: float, facts: Mapping[str, Any]) -> int:
     return int(min(swap_space, facts.get("memory.host_spare_gib", swap_space)) * 2**30)
 
@@ -49,6 +61,7 @@ def register_cache_policies() -> Iterable[CachePolicyOffer]:
         create=create,
         settings=PrefixSettings,
         rules=(SWAP_BEYOND_MEMORY,),
+        idle_rules=(SWAP_WITHOUT_CACHE,),
         aliases=(
             Alias("share KV pages between requests that begin alike", flag="--enable-prefix-caching", chooses="prefix"),
             Alias("keep the pages of generated tokens too", flag="--enable-output-caching", sets="cache_outputs"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from core.hookspecs import hookimpl
+from core.interfaces.rules import Condition, Remedy, Rule
 from core.offers import Alias, Context, SchedulerOffer, Section
 
 if TYPE_CHECKING:
@@ -34,6 +35,21 @@ class ChunkedSettings(Section, frozen=True):
         return self
 
 
+PARTS_OF_WHOLE_PROMPTS = Rule(
+    id="partial-prefills-without-chunked-prefill",
+    when=(Condition("settings.prefill_chunked.max_num_partial_prefills", ">", 1),),
+    reason="a step may leave {settings.prefill_chunked.max_num_partial_prefills} prompts unfinished, and the scheduler "
+    "{chosen.scheduler} computes each in one piece",
+    remedies=(
+        Remedy("--enable-chunked-prefill", {"scheduler": "chunked"}),
+        Remedy(
+            "--max-num-partial-prefills 1",
+            {"prefill_chunked.max_num_partial_prefills": 1, "prefill_chunked.max_long_partial_prefills": 1},
+        ),
+    ),
+)
+
+
 def long_threshold(settings: ChunkedSettings, max_model_len: int) -> int:
     return settings.long_prefill_token_threshold or int(max_model_len * LONG_SHARE)
 
@@ -56,6 +72,7 @@ def register_schedulers() -> Iterable[SchedulerOffer]:
         splits_prompts=True,
         create=create,
         settings=ChunkedSettings,
+        idle_rules=(PARTS_OF_WHOLE_PROMPTS,),
         aliases=(
             Alias("split long prompts over several steps", flag="--enable-chunked-prefill", chooses="chunked"),
             Alias(

@@ -65,6 +65,11 @@ class TestPrefillChunked(testing.PluginContract):
     plugin = "prefill_chunked"
 
 
+class TestPrefillChunkedRules(testing.RulesContract):
+    plugin = "prefill_chunked"
+    violating = {"partial-prefills-without-chunked-prefill": {"plugins": [], "prefill_chunked.max_num_partial_prefills": 2}}
+
+
 class TestChunked(testing.SchedulerContract):
     splits_prompts = True
     section: dict = {}
@@ -77,6 +82,13 @@ class TestChunkedWithMorePartialPrompts(TestChunked):
     section = {"max_num_partial_prefills": 4, "max_long_partial_prefills": 2, "long_prefill_token_threshold": 100}
 
 
+# --- fastdeploy_compat ------------------------------------------------------------------------------------------------
+
+
+class TestFastDeployCompat(testing.PluginContract):
+    plugin = "fastdeploy_compat"
+
+
 # --- cache_prefix -----------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +99,10 @@ class TestCachePrefix(testing.PluginContract):
 class TestCachePrefixRules(testing.RulesContract):
     plugin = "cache_prefix"
     sound = {"cache_prefix.swap_space": 4.0}
-    violating = {"swap-space-beyond-memory": {"cache_prefix.swap_space": 1000.0}}
+    violating = {
+        "swap-space-beyond-memory": {"cache_prefix.swap_space": 1000.0},
+        "swap-space-without-prefix-caching": {"plugins": [], "cache_prefix.swap_space": 4.0},
+    }
 
 
 class TestPrefixPages(testing.CachePolicyContract):

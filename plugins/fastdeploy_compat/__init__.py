@@ -1,0 +1,1 @@
+"""FastDeploy's flags and variables: what each one is here."""
