@@ -145,8 +145,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("warns", "ranks stay together for as long as the server runs", "--shutdown-comm-group-if-worker-idle", switch=True),
     *_flags("warns", NO_PORTS, "--engine-worker-queue-port", "--cache-queue-port"),
     *_flags("warns", "steps are scheduled one after the other", "--enable-overlap-schedule", switch=True),
-    *_flags("later", "steps recorded and replayed", "--use-cudagraph", switch=True),
-    *_flags("later", "steps recorded and replayed", "--graph-optimization-config"),
     # memory
     *_flags("warns", "pages are given one at a time, as they fill", "--prealloc-dec-block-slot-num-threshold"),
     *_flags("later", "KV pages in a store that servers share", "--kvcache-storage-backend"),

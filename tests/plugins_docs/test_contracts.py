@@ -18,6 +18,7 @@ from core.models import random_format
 from core.offers import Context
 from core.testing.inputs import random_weights, tiny_spec
 from core.testing.plugin import offers_of, plugin_module
+from core.testing.recording import FixedShapes, RecordingFake
 
 GUIDE = Path(__file__).parents[2] / "docs" / "plugins"
 
@@ -108,6 +109,28 @@ class TestCachePrefixRules(testing.RulesContract):
 class TestPrefixPages(testing.CachePolicyContract):
     def make(self):
         return made("cache_prefix", "cache_policy", "prefix")
+
+
+# --- graph_cuda -------------------------------------------------------------------------------------------------------
+
+
+class TestGraphCuda(testing.PluginContract):
+    plugin = "graph_cuda"
+
+
+class TestCudaGraphs(testing.GraphBackendContract):
+    """On a capture API that works without a device; the device itself is in the plugin's own tests."""
+
+    tolerance = 1e-5
+
+    def make(self):
+        settings = {"max_num_seqs": 4, "max_num_batched_tokens": 64}
+        graphs = made("graph_cuda", "graph_backend", "cuda", settings=settings, scope="full")
+        graphs.recorder = RecordingFake()
+        return graphs
+
+    def backend(self):
+        return FixedShapes("cpu", "float32", 1)
 
 
 # --- kv_blocks --------------------------------------------------------------------------------------------------------
@@ -525,6 +548,7 @@ def test_every_default_offer_goes_through_a_contract():
         "plain": {"private", "whole", "eager"},
         "prefill_chunked": {"chunked"},
         "cache_prefix": {"prefix"},
+        "graph_cuda": {"cuda"},
         "kv_blocks": {"global", "partitioned"},
         "quant_wint8": {"wint8"},
         "quant_wint4": {"wint4"},

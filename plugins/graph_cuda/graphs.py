@@ -1,0 +1,167 @@
+"""Recording and replaying steps. What is particular to CUDA is behind ``Recorder``: tests put one without a device there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from core.errors import UserError
+from core.interfaces.graph import Forward, GraphBackend, StaticStep, StaticSteps, StepShape
+from graph_cuda.sizes import Sizes
+
+log = logging.getLogger("dovetail.engine")
+
+Launch = Callable[[], Any]
+
+
+class Recorder(Protocol):
+    """A device's capture API, as far as it is needed here."""
+
+    def pool(self) -> Any:
+        """Memory that recordings may share: only one of them runs at a time."""
+
+    def warm(self, launch: Launch, times: int) -> None:
+        """Run it without recording, so that kernels are compiled and workspaces taken before."""
+
+    def record(self, launch: Launch, pool: Any) -> tuple[Callable[[], None], Any]:
+        """What replays ``launch``, and what it returned: an array whose contents each replay writes anew.
+
+        :raises MemoryError: when there is not enough memory for it.
+        """
+
+    def taken(self) -> int:
+        """Bytes of the device's memory in use, nothing kept in reserve counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    static: StaticStep
+    replay: Callable[[], None]
+    logits: Any  # [sequences, V]
+
+
+class CudaGraphs(GraphBackend):
+    """Each size is recorded once: all of them by ``prepare``, or each when its first step comes (``lazily``)."""
+
+    def __init__(self, sizes: Sizes, recorder: Recorder, *, lazily: bool, warmups: int, shared_pool: bool) -> None:
+        self.recorder = recorder
+        self._sizes = sizes
+        self._lazily = lazily
+        self._warmups = warmups
+        self._shared_pool = shared_pool
+        self._pool: Any = None
+        self._recorded: dict[StepShape, Recording] = {}
+        self._refused: set[StepShape] = set()  # for want of memory
+        self._bytes = 0
+        self._seconds = 0.0
+        self._replayed = 0
+        self._eager: Counter[str] = Counter()  # steps by the reason
+
+    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
+        self._forward, self._static_steps = forward, static_steps
+        if not self._lazily:
+            self._record_all()
+        elif static_steps(self._sizes.shapes[0]) is None:
+            raise _not_recordable()
+        return self._step
+
+    def _step(self, step: Any) -> Any:
+        shape: StepShape = step.shape
+        recording = self._recording(shape)
+        if recording is None:
+            return self._forward(step)
+        recording.static.fill(step)
+        recording.replay()
+        self._replayed += 1
+        return recording.logits[: shape.sequences]
+
+    def _recording(self, step: StepShape) -> Recording | None:
+        shape = self._sizes.holding(step)
+        if shape is None:
+            self._eager[self._why_eager(step)] += 1
+            return None
+        found = self._recorded.get(shape)
+        if found is None and shape not in self._refused:  # only when lazily
+            try:
+                found = self._record(shape)
+            except MemoryError as error:
+                self._refused.add(shape)
+                log.warning(
+                    "steps of %d tokens are run eagerly from now on, since recording one failed: %s", shape.tokens, error
+                )
+        if found is None:
+            self._eager["for want of memory"] += 1
+        return found
+
+    def _why_eager(self, step: StepShape) -> str:
+        if step.kind == "decode":
+            return f"of more than {self._sizes.largest('decode')} sequences"
+        if self._sizes.largest("prompts") is None:
+            return "with prompts"
+        return "with prompts beside decodes" if step.kind == "mixed" else "of more or longer prompts"
+
+    def _record_all(self) -> None:
+        for shape in reversed(self._sizes.shapes):  # what the largest has taken of the pool, the others use again
+            try:
+                self._record(shape)
+            except MemoryError as error:
+                raise UserError.of(
+                    f"there is not enough memory to record a step of {shape.tokens} tokens, after {len(self._recorded)} of "
+                    f"{len(self._sizes.shapes)} steps: {error}",
+                    "graph_cuda.capture_sizes",
+                    "lower --gpu-memory-utilization: KV pages leave more memory then",
+                    "record fewer sizes: --graph-cuda-capture-sizes 1,2,4,8, or a lower --max-num-seqs",
+                    "run steps eagerly: drop --use-cudagraph",
+                ) from error
+
+    def _record(self, shape: StepShape) -> Recording:
+        began, before = time.monotonic(), self.recorder.taken()
+        static = self._static_steps(shape)
+        if static is None:
+            raise _not_recordable()
+        if self._pool is None or not self._shared_pool:
+            self._pool = self.recorder.pool()
+
+        def launch() -> Any:
+            return self._forward(static)
+
+        self.recorder.warm(launch, self._warmups)
+        recording = Recording(static, *self.recorder.record(launch, self._pool))
+        self._recorded[shape] = recording
+        self._bytes += max(0, self.recorder.taken() - before)
+        self._seconds += time.monotonic() - began
+        return recording
+
+    def describe(self) -> str:
+        kinds = [
+            f"{sum(shape.kind == kind for shape in self._recorded)} of {len(sizes)} {name} ({_listed(sizes)})"
+            for kind, name in (("decode", "sizes of decode steps"), ("prompts", "sizes of prompts, in tokens by sequences"))
+            if (sizes := [shape for shape in self._sizes.shapes if shape.kind == kind])
+        ]
+        line = f"CUDA graphs, recorded {'when first wanted' if self._lazily else 'at the start'}: {', '.join(kinds)}"
+        line += f"; {self._bytes / 2**20:.0f} MiB, {self._seconds:.1f} s; {self._replayed} steps replayed"
+        total = sum(self._eager.values())
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self._eager.items()))
+        return f"{line}, {total} run eagerly{f' ({reasons})' if reasons else ''}"
+
+    def close(self) -> None:
+        log.info("%s", self.describe())
+        self._recorded.clear()
+        self._pool = None
+
+
+def _listed(shapes: list[StepShape]) -> str:
+    return " ".join(f"{shape.tokens}x{shape.sequences}" if shape.kind == "prompts" else str(shape.tokens) for shape in shapes)
+
+
+def _not_recordable() -> UserError:
+    return UserError.of(
+        "the steps of this compute backend cannot be recorded: it gives no static steps",
+        "graph",
+        "run steps eagerly: drop --use-cudagraph",
+        "choose a compute backend whose steps can be recorded: on CUDA, torch with Triton installed",
+    )
