@@ -1,5 +1,7 @@
 """A model that was saved packed computes what packing it while loading does, to the last bit, whatever it was saved from."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from core.bench.quality import Reader
 from core.compose import compose
 from core.compose.build import fetched
+from core.launch import open_local
 from core.saving import save_packed
 from tests.models import checkpoints as made
 
@@ -73,3 +76,19 @@ def test_logits_are_those_of_packing_while_loading(sources, source, packed, tmp_
         expected = logits(model, "--dtype", dtype, *flags)
         assert np.array_equal(logits(saved.folder, "--dtype", dtype), expected)
         assert len(set(expected.argmax(1))) > 1
+
+
+@pytest.mark.parametrize("source", ["random", "gguf"])
+def test_a_folder_serves_as_its_source_does(sources, source, tmp_path):
+    """Also its text: the same tokenizer, template and defaults."""
+    model = sources[source]
+    saved = save_packed(["--model", str(model), *FORMATS["wint8"]], tmp_path / "packed", SHARD)
+    said = []
+    for flags in ([str(model), *FORMATS["wint8"]], [str(saved.folder)]):
+        with closing(open_local(compose(["--model", *flags, "--threads", "1", "--max-model-len", "64"], env={}))) as service:
+            prompt = service.chat_template.render([{"role": "user", "content": "abba<s>b"}])
+            ids = service.tokenizer.encode(prompt)
+            defaults = service.card.defaults
+        said.append((prompt, ids, service.tokenizer.decode(ids), defaults, service.tokenizer.eos_token_ids))
+    assert said[0] == said[1]
+    assert len(said[0][1]) > 3
