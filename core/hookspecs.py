@@ -74,9 +74,9 @@ def register_parallelisms() -> Iterable[ParallelismOffer]:
 
         @hookimpl
         def register_parallelisms():
-            def create(context, rank, folder):
+            def create(context):
                 from my_parallelism.group import MyCollective
-                return MyCollective(rank, context.section.size, folder)
+                return MyCollective(context.facts["parallel.rank"], context.section.size)
 
             yield ParallelismOffer(
                 name="mine", summary="ranks that share memory", settings=MineSettings, frameworks=frozenset({"torch"}),

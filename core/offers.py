@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -189,12 +188,12 @@ class ComputeBackendOffer(Offer):
 class ParallelismOffer(Offer):
     """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called.
 
-    ``create(context, rank, folder)`` is called in each of them. ``folder`` is one that only this server's ranks have, empty at
-    first, for them to find each other. ``frameworks``: the compute frameworks whose arrays it takes.
+    ``create(context)`` is called in each of them, where ``context.facts["parallel.rank"]`` says which it is. ``frameworks``:
+    the compute frameworks whose arrays it takes.
     """
 
     kind: ClassVar[str] = "parallelism"
-    create: Callable[[Context, int, Path], Collective]
+    create: Callable[[Context], Collective]
     ranks: Callable[[Any], int]
     frameworks: frozenset[str]
 
@@ -243,6 +242,6 @@ SINGLE_KINDS: tuple[str, ...] = (
     "block_policy",
     "graph_backend",
 )
-"""Kinds of which exactly one offer is chosen. those of ``OPTIONAL_KINDS`` at most once; the remaining kinds any number of times."""
+"""Kinds of which exactly one offer is chosen. Of ``OPTIONAL_KINDS`` at most one is, of ``MANY_KINDS`` any number."""
 OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism")
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

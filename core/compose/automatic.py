@@ -11,7 +11,8 @@ from core.compose.facts import GIB
 from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
 from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
-from core.offers import QuantizerOffer
+from core.models.shard import Shard
+from core.offers import ParallelismOffer, QuantizerOffer
 
 LONGEST_BY_ITSELF = 32768
 SEQUENCES = 128
@@ -28,14 +29,15 @@ class Resolved:
     origins: dict[str, str] = field(default_factory=dict)
     memory: Memory | None = None
     num_pages: int | None = None
+    ranks: int = 1
 
     def decide(self, name: str, value: Any, reason: str) -> None:
         self.settings[name], self.reasons[name], self.origins[name] = value, reason, "auto"
 
 
-def resolve_machine(configuration: Configuration, probe: DeviceProbe) -> Resolved:
+def resolve_machine(configuration: Configuration, probe: DeviceProbe, ranks: int = 1) -> Resolved:
     """What needs no model: device, number format, threads, names."""
-    resolved = Resolved(dict(configuration.settings))
+    resolved = Resolved(dict(configuration.settings), ranks=ranks)
     settings = resolved.settings
     if settings["device"] == "auto":
         if probe.devices:
@@ -49,16 +51,20 @@ def resolve_machine(configuration: Configuration, probe: DeviceProbe) -> Resolve
         else:
             resolved.decide("dtype", "bfloat16", "the format the models were trained in")
     if settings["threads"] == 0:
-        resolved.decide("threads", probe.cores, "one for each physical core this process may use")
+        if resolved.ranks == 1:
+            resolved.decide("threads", probe.cores, "one for each physical core this process may use")
+        else:
+            share = max(1, probe.cores // resolved.ranks)
+            resolved.decide("threads", share, f"{probe.cores} physical cores among {resolved.ranks} processes")
     if not settings["served_model_name"]:
         resolved.decide("served_model_name", (settings["model"],), "the model as given")
     return resolved
 
 
-def budget_bytes(settings: dict[str, Any], probe: DeviceProbe) -> int | None:
-    """What the server may use of the device's memory; None where there is no such device."""
+def budget_bytes(settings: dict[str, Any], probe: DeviceProbe, ranks: int) -> int | None:
+    """What a rank may use of its device's memory, on a CPU of everyone's; None where there is no such device."""
     if settings["device"] == "cpu":
-        return probe.free_bytes
+        return probe.free_bytes // ranks
     if not probe.devices:
         return None
     gpu = probe.devices[0]
@@ -71,8 +77,9 @@ def resolve_sizes(
 ) -> None:
     """Lengths, batch sizes, the scheduler where it hangs on them, and the pages: in this order, each from those before."""
     settings = resolved.settings
-    bits = _stored_bits(configuration, selection, spec)
-    budget = budget_bytes(settings, probe)
+    ranks = resolved.ranks
+    bits = _stored_bits(configuration, selection, Shard(spec, 0, ranks).spec)
+    budget = budget_bytes(settings, probe, ranks)
     asked_step = settings["max_num_batched_tokens"]
     if settings["max_num_seqs"] is None:
         if asked_step is not None and asked_step < SEQUENCES:
@@ -80,7 +87,7 @@ def resolve_sizes(
         else:
             resolved.decide("max_num_seqs", SEQUENCES, "the usual number")
     sequences = settings["max_num_seqs"]
-    memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget)
+    memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget, ranks)
     resolved.memory = memory
     if settings["max_model_len"] is None:
         _resolve_length(resolved, selection, spec, memory)
@@ -103,12 +110,24 @@ def _stored_bits(configuration: Configuration, selection: Selection, spec: Decod
         return {}
     if offer.stored_bits is None:
         return {role: offer.bits for role in LINEAR_ROLES if role != "head"}
-    section = None
-    if offer.settings is not None:
-        values, problems = configuration.section(selection.offers["quantizer"].plugin)
-        section = offer.settings() if problems else offer.settings.model_validate(values)
+    section = _section(configuration, selection, "quantizer")
     stored = {role: offer.stored_bits(section, role, spec.shape(role)[1]) for role in LINEAR_ROLES}
     return {role: bits for role, bits in stored.items() if bits is not None}
+
+
+def ranks_of(configuration: Configuration, selection: Selection) -> int:
+    """How many processes share the model."""
+    offer = selection.offer("parallelism")
+    return offer.ranks(_section(configuration, selection, "parallelism")) if isinstance(offer, ParallelismOffer) else 1
+
+
+def _section(configuration: Configuration, selection: Selection, kind: str) -> Any:
+    """The settings of the chosen offer; its defaults where those given are wrong, which is told elsewhere."""
+    offered = selection.offers[kind]
+    if offered.offer.settings is None:
+        return None
+    values, problems = configuration.section(offered.plugin)
+    return offered.offer.settings() if problems else offered.offer.settings.model_validate(values)
 
 
 def _splits(selection: Selection) -> bool:
@@ -132,7 +151,7 @@ def _resolve_length(resolved: Resolved, selection: Selection, spec: DecoderSpec,
         tokens = settings["num_gpu_blocks_override"] * settings["block_size"]
         limits.append((tokens, f"what {settings['num_gpu_blocks_override']} pages of {settings['block_size']} tokens hold"))
     elif settings["kv_cache_memory"] is not None and settings["device"] == "cpu":
-        pages = int(settings["kv_cache_memory"] * GIB) // memory.page
+        pages = int(settings["kv_cache_memory"] * GIB) // (memory.page * resolved.ranks)
         limits.append((pages * memory.page_size, f"what {settings['kv_cache_memory']:g} GiB of KV pages hold"))
     if memory.budget is not None:
         fitting = fitting_length(resolved, selection, memory, min(limit for limit, _ in limits))
@@ -193,11 +212,12 @@ def _resolve_pages(resolved: Resolved, memory: Memory, probe: DeviceProbe) -> No
         )
         return
     if settings["kv_cache_memory"] is not None:
-        resolved.num_pages = int(settings["kv_cache_memory"] * GIB) // memory.page
+        resolved.num_pages = int(settings["kv_cache_memory"] * GIB) // (memory.page * resolved.ranks)
         resolved.reasons["kv.num_pages"] = f"{settings['kv_cache_memory']:g} GiB of kv_cache_memory"
         return
     fitting = memory.fitting_pages(settings["max_num_batched_tokens"])
-    wanted, quarter = settings["max_num_seqs"] * one, min(probe.free_bytes // 4 // memory.page, fitting)
+    quarter = min(probe.free_bytes // 4 // (memory.page * resolved.ranks), fitting)
+    wanted = settings["max_num_seqs"] * one
     if wanted <= quarter:
         resolved.num_pages, why = wanted, "all requests at their longest"
     elif quarter >= one:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.compose.facts import show
@@ -18,11 +19,13 @@ from core.plugin_manager import Offered, PluginManager
 
 if TYPE_CHECKING:
     from core.engine.engine import Engine
+    from core.engine.rank import Part, Rank
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.frontend import FrontEnd
     from core.interfaces.model import CheckpointFormat, Weight
     from core.interfaces.quantizer import Quantizer
     from core.models.decoder import Decoder
+    from core.models.shard import Shard
 
 
 def fetched(plan: Plan) -> Plan:
@@ -41,18 +44,34 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
     :raises UserError: when the model cannot be read or does not fit after all.
     """
     from core.engine.engine import Engine, EngineConfig
+    from core.engine.ranks import OtherRanks, PagesOfAllRanks, SplitRunner
     from core.engine.runner import Runner
 
     manager = manager or PluginManager.load_only(plan.plugins)
     settings, spec = plan.settings, plan.spec
-    backend = _create(plan, manager, "compute_backend")
-    try:
-        decoder = load_decoder(plan, backend, manager)
-        num_pages = count_pages(plan, backend)
-        kv = backend.kv_cache(spec, num_pages, settings["block_size"])
+    ending = ExitStack()
+    with ending:
+        ranks = plan.facts["parallel.ranks"]
+        others = None
+        if ranks > 1:  # first of all: they load at the same time
+            others = OtherRanks(build_rank, plan, ranks)
+            ending.callback(others.close)
+        part = load_part(plan, manager, 0)
+        decoder, backend, num_pages = part.decoder, part.decoder.backend, part.pages
+        ending.callback(backend.close)
+        if others is not None and part.collective is not None:
+            others.collective = part.collective
+            num_pages = others.agree(num_pages)
+            part.collective.meet(Path(others.folder))
+        kv = backend.kv_cache(decoder.spec, num_pages, settings["block_size"])
         sampler = _create(plan, manager, "sampler")
         sampler.warm(spec.vocab, backend.device)
-        runner = Runner(decoder, kv, sampler, _create(plan, manager, "graph_backend"))
+        graph = _create(plan, manager, "graph_backend")
+        if others is None:
+            runner = Runner(decoder, kv, sampler, graph)
+        else:
+            others.wait_begun()
+            runner = SplitRunner(decoder, kv, sampler, graph, others)
         config = EngineConfig(
             max_num_seqs=settings["max_num_seqs"],
             max_model_len=settings["max_model_len"],
@@ -65,9 +84,35 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
             seed=settings["seed"],
         )
         cache = _create(plan, manager, "cache_policy")
-        cache.attach_memory(kv)
+        cache.attach_memory(kv if others is None else PagesOfAllRanks(kv, others))
         policies = _create(plan, manager, "scheduler"), cache, _create(plan, manager, "block_policy")
-        return Engine(config, runner, *policies)
+        engine = Engine(config, runner, *policies)
+        ending.pop_all()  # the engine ends them now
+        return engine
+
+
+def build_rank(plan: Plan, rank: int) -> Rank:
+    """What the process of a rank but 0 does first."""
+    from core.engine.rank import Rank
+
+    manager = PluginManager.load_only(plan.plugins)
+    return Rank(load_part(plan, manager, rank), plan.settings["block_size"], _create(plan, manager, "graph_backend"))
+
+
+def load_part(plan: Plan, manager: PluginManager, rank: int) -> Part:
+    """One rank's part of the model, which is all of it where there is one rank."""
+    from core.engine.rank import Part
+    from core.models.shard import Shard
+
+    ranks = plan.facts["parallel.ranks"]
+    backend = _create(plan, manager, "compute_backend", rank)
+    try:
+        collective = None
+        if ranks > 1:
+            collective = _create(plan, manager, "parallelism", rank)
+            backend.join(collective, plan.spec.vocab)
+        decoder = load_decoder(plan, backend, manager, Shard(plan.spec, rank, ranks))
+        return Part(decoder, collective, count_pages(plan, backend))
     except BaseException:
         backend.close()
         raise
@@ -78,13 +123,15 @@ def create_front_end(plan: Plan, manager: PluginManager | None = None) -> FrontE
     return front_end
 
 
-def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager) -> Decoder:
-    """Place weights one at a time as they stream in."""
+def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager, shard: Shard | None = None) -> Decoder:
+    """Place weights one at a time as they stream in: all of the model, or a rank's part."""
     from core.models.decoder import Decoder
+    from core.models.shard import Shard
 
+    shard = shard or Shard(plan.spec, 0, 1)
     quantizer = create_quantizer(plan, manager) if plan.chosen("quantizer") else None
     with stored_weights(plan, manager) as weights:
-        return Decoder.load(plan.spec, weights, backend, quantizer)
+        return Decoder.load(shard.spec, shard.weights(weights, quantizer), backend, quantizer)
 
 
 def create_quantizer(plan: Plan, manager: PluginManager) -> Quantizer:
@@ -148,12 +195,13 @@ def count_pages(plan: Plan, backend: ComputeBackend) -> int:
     return pages
 
 
-def _create(plan: Plan, manager: PluginManager, kind: str) -> Any:
+def _create(plan: Plan, manager: PluginManager, kind: str, rank: int = 0) -> Any:
     offered = _offered(plan, manager, kind)
     model = offered.offer.settings
     section = model.model_validate(plan.sections[offered.plugin]) if model is not None else None
     offer: Any = offered.offer
-    return offer.create(Context(section=section, settings=plan.settings, facts=plan.facts))
+    facts = plan.facts if rank == 0 else {**plan.facts, "parallel.rank": rank}
+    return offer.create(Context(section=section, settings=plan.settings, facts=facts))
 
 
 def _offered(plan: Plan, manager: PluginManager, kind: str) -> Offered:

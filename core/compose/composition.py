@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.compose.automatic import prefer_splitting, resolve_machine, resolve_sizes
+from core.compose.automatic import prefer_splitting, ranks_of, resolve_machine, resolve_sizes
 from core.compose.choose import Selection, select, splitting_schedulers
 from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
@@ -47,7 +47,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
         probe = probe or probe_devices(first.env)
     except UserError as error:
         return Composition(selection, Facts({}), [*problems, *error.problems])
-    resolved = resolve_machine(configuration, probe)
+    resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection))
     prefer_splitting(resolved, configuration, selection)
 
     def state(found: Found | None) -> tuple[Facts, list[Violation], list[Problem]]:

@@ -132,6 +132,28 @@ CORE_RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        id="ranks-of-another-framework",
+        when=(
+            Condition("parallel.ranks", ">", 1),
+            Condition("compute.framework", "not in", FactRef("parallel.frameworks")),
+        ),
+        reason="the parallelism {chosen.parallelism} sums arrays of {parallel.frameworks}, and the compute backend "
+        "{chosen.compute_backend} runs on {compute.framework}",
+        remedies=(
+            Remedy("--parallelism none", {"parallelism": "none"}),
+            Remedy("choose a compute backend of {parallel.frameworks}"),
+        ),
+    ),
+    Rule(
+        id="backend-that-does-not-split",
+        when=(Condition("parallel.ranks", ">", 1), Condition("compute.splits", "==", False)),
+        reason="the compute backend {chosen.compute_backend} cannot share a model among {parallel.ranks} ranks",
+        remedies=(
+            Remedy("--parallelism none", {"parallelism": "none"}),
+            Remedy("choose another compute backend"),
+        ),
+    ),
+    Rule(
         id="model-larger-than-memory",
         when=(Condition("memory.weights_bytes", ">", FactRef("memory.budget_bytes")),),
         reason="the weights of {model.name} take {memory.weights_bytes} in {compute.dtype}, and "

@@ -60,6 +60,10 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("device.free_bytes", int, "what of it was free when probed"),
     Fact("cpu.cores", int, "physical cores this process may use"),
     Fact("cpu.flags", tuple, "instruction sets, as /proc/cpuinfo names them"),
+    Fact("parallel.ranks", int, "processes that share the model, each with a device, or its part of the CPU; 1 for one alone"),
+    Fact("parallel.rank", int, "which of them a process is; 0 while the plan is made"),
+    Fact("parallel.fitting", int, "the most ranks, no more than are asked for, that heads, feed-forward and devices allow"),
+    Fact("parallel.frameworks", tuple, "frameworks whose arrays the parallelism takes"),
     Fact("model.name", str, "the model as the configuration names it"),
     Fact("model.architecture", str, "the checkpoint's architecture"),
     Fact("model.format", str, "the checkpoint format that reads it"),
@@ -73,6 +77,9 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("model.q_width", int, "width of all query heads together"),
     Fact("model.vocab", int, "vocabulary size"),
     Fact("model.parameters", int, "parameters in all; a tied head counts once"),
+    Fact("shard.q_width", int, "width of the query heads of one rank: the inputs of its part of the attention's output"),
+    Fact("shard.intermediate", int, "width of the feed-forward of one rank: the inputs of its part of what leads out of it"),
+    Fact("compute.splits", bool, "whether the compute backend can be one of several ranks"),
     Fact("compute.dtype", str, "number format of weights and KV cache"),
     Fact("compute.framework", str, "array framework of the compute backend"),
     Fact("compute.missing_modules", tuple, "modules the compute backend needs and this Python has not"),
@@ -88,11 +95,11 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("kv.pages_per_request", int, "pages that one request of max_model_len tokens fills"),
     Fact("kv.capacity_tokens", int, "tokens that the KV cache holds"),
     Fact("kv.capacity_model_len", int, "the longest max_model_len that the pages hold; None when they hold none"),
-    Fact("memory.weights_bytes", int, "the weights in memory, packed as chosen"),
+    Fact("memory.weights_bytes", int, "the weights in memory, packed as chosen; here and below of one rank"),
     Fact("memory.activation_bytes", int, "estimate of what the largest step needs beside weights and pages"),
     Fact("memory.kv_page_bytes", int, "one page of all layers"),
     Fact("memory.kv_bytes", int, "all pages"),
-    Fact("memory.budget_bytes", int, "what the server may use of the device's memory"),
+    Fact("memory.budget_bytes", int, "what the server may use of the device's memory; of a CPU's, one rank's part"),
     Fact("memory.one_request_bytes", int, "weights, the largest step, and the pages of one max_model_len request"),
     Fact("memory.total_bytes", int, "weights, the largest step, and all pages"),
     Fact("memory.host_spare_gib", float, "memory of the host that can be given to something else, GiB"),
@@ -111,6 +118,9 @@ _DECIDED_BY: dict[str, tuple[str, ...]] = {
     "kv.num_pages": ("num_gpu_blocks_override", "kv_cache_memory"),
     "kv.capacity_tokens": ("num_gpu_blocks_override", "kv_cache_memory"),
     "kv.pages_per_request": ("max_model_len",),
+    "parallel.fitting": ("parallel.ranks",),
+    "shard.q_width": ("model", "parallel.ranks"),
+    "shard.intermediate": ("model", "parallel.ranks"),
     "memory.weights_bytes": ("model", "dtype"),
     "memory.one_request_bytes": ("model", "dtype", "max_model_len"),
     "memory.total_bytes": ("num_gpu_blocks_override", "kv_cache_memory"),
@@ -193,6 +203,19 @@ def device_facts(device: str | None, probe: DeviceProbe) -> dict[str, Any]:
         "device.free_bytes": gpu.free_bytes if gpu else (None if device == "cuda" else probe.free_bytes),
         "cpu.cores": probe.cores,
         "cpu.flags": probe.flags,
+    }
+
+
+def shard_facts(spec: DecoderSpec, ranks: int, devices: int | None) -> dict[str, Any]:
+    """``devices``: how many there are for ranks to have one each; None on a CPU."""
+    from core.models.shard import Shard, divides
+
+    shard = Shard(spec, 0, ranks).spec
+    most = ranks if devices is None else max(1, min(ranks, devices))
+    return {
+        "shard.q_width": shard.q_width,
+        "shard.intermediate": shard.intermediate,
+        "parallel.fitting": next(number for number in range(most, 0, -1) if divides(spec, number)),
     }
 
 

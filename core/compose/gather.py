@@ -11,7 +11,7 @@ from core.compose.automatic import SHORTEST, Resolved, budget_bytes, fitting_len
 from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
 from core.compose.core_rules import CORE_RULES
-from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts
+from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts, shard_facts
 from core.compose.find_model import Found
 from core.compose.probe import DeviceProbe
 from core.compose.rules import undeclared
@@ -37,8 +37,10 @@ def gather_facts(
             if plugin.name in selection.plugins or configuration.table(plugin.name):
                 section, _ = configuration.section(plugin.name)
                 values |= {f"settings.{plugin.name}.{name}": value for name, value in section.items()}
+    values |= {"parallel.ranks": resolved.ranks, "parallel.rank": 0}
     if found is not None:
         values |= model_facts(found.folder.name, found.architecture, found.folder.format, found.spec)
+        values |= shard_facts(found.spec, resolved.ranks, len(probe.devices) if settings["device"] == "cuda" else None)
         values |= _size_facts(selection, resolved, probe)
     problems = []
     for offered in selection.rules:
@@ -73,6 +75,7 @@ def _derived(
 def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None) -> dict[str, Any]:
     backend, sampler = selection.offer("compute_backend"), selection.offer("sampler")
     graph, quantizer, scheduler = selection.offer("graph_backend"), selection.offer("quantizer"), selection.offer("scheduler")
+    parallelism = selection.offer("parallelism")
     manager = configuration.manager
     framework = getattr(backend, "framework", None)
     splitting = splitting_schedulers(manager)
@@ -93,6 +96,8 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "plugins.repeated": selection.repeated,
         "sections.unloaded": unloaded,
         "compute.framework": framework,
+        "compute.splits": getattr(backend, "splits", None),
+        "parallel.frameworks": tuple(sorted(parallelism.frameworks)) if parallelism else None,
         "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not _is_importable(name)),
         "sampler.frameworks": tuple(sorted(sampler.frameworks)) if sampler else None,
         "sampler.fitting": _fitting(manager, "sampler", framework),
@@ -153,7 +158,7 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
         "memory.activation_bytes": activation,
         "memory.kv_page_bytes": memory.page,
         "memory.kv_bytes": None if pages is None else pages * memory.page,
-        "memory.budget_bytes": budget_bytes(settings, probe),
+        "memory.budget_bytes": budget_bytes(settings, probe, resolved.ranks),
         "memory.one_request_bytes": memory.one_request(length, step),
         "memory.total_bytes": None if pages is None else memory.weights + activation + pages * memory.page,
         "memory.host_spare_gib": _host_spare_gib(settings, resolved, probe),
@@ -169,7 +174,8 @@ def _host_spare_gib(settings: Mapping[str, Any], resolved: Resolved, probe: Devi
     free = probe.free_bytes
     if settings["device"] != "cuda" and resolved.memory is not None:
         memory = resolved.memory
-        free -= memory.weights + memory.activation(settings["max_num_batched_tokens"]) + (resolved.num_pages or 0) * memory.page
+        own = memory.weights + memory.activation(settings["max_num_batched_tokens"]) + (resolved.num_pages or 0) * memory.page
+        free -= own * resolved.ranks
     return max(0, int(free * 0.9 / 2**30 * 100)) / 100
 
 
@@ -211,6 +217,9 @@ def origins_of(configuration: Configuration, selection: Selection, resolved: Res
         for kind in KIND_SETTINGS
         if selection.origins.get(kind, "default") != "default"
     }
+    if "parallelism" in selection.offers:
+        table = configuration.table(selection.offers["parallelism"].plugin)
+        origins["parallel.ranks"] = ", ".join(dict.fromkeys(said.origin for said in table.values())) or "default"
     origins |= resolved.origins
     for plugin in configuration.manager.plugins:
         for name in configuration.vocabulary.fields(plugin.name):

@@ -7,16 +7,25 @@ from collections.abc import Mapping
 
 from core.interfaces.compute import DTYPE_BYTES
 from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
+from core.models.shard import Shard
 
 
 class Memory:
-    """One model in one number format. All in bytes, tokens and pages; estimates err on the large side."""
+    """One rank's part of a model in one number format. All in bytes, tokens and pages; estimates err on the large side."""
 
     def __init__(
-        self, spec: DecoderSpec, dtype: str, bits: Mapping[Role, float], page_size: int, max_num_seqs: int, budget: int | None
+        self,
+        spec: DecoderSpec,
+        dtype: str,
+        bits: Mapping[Role, float],
+        page_size: int,
+        max_num_seqs: int,
+        budget: int | None,
+        ranks: int = 1,
     ) -> None:
-        """``bits``: what a weight takes in each role that is packed."""
+        """``spec`` is of the whole model; ``bits``: what a weight takes in each role that is packed; ``budget``: a rank's."""
         element = DTYPE_BYTES[dtype]
+        vocab, spec = spec.vocab, Shard(spec, 0, ranks).spec
         self.weights = spec.parameters * element
         for role in LINEAR_ROLES:
             if role in bits:
@@ -29,7 +38,7 @@ class Memory:
         self.budget = budget
         # Widest moment of a layer: residual, its copy, and the gate and up halves; logits are float32 and sampled out of place.
         self._token = element * (2 * spec.hidden + spec.q_width + 2 * spec.kv_width + 3 * spec.intermediate)
-        self._rows = max_num_seqs * spec.vocab * 4 * 3
+        self._rows = max_num_seqs * vocab * 4 * 3
 
     def activation(self, step_tokens: int) -> int:
         return step_tokens * self._token + self._rows

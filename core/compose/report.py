@@ -22,6 +22,7 @@ KEY_FACTS = (
     "device.memory_bytes",
     "device.free_bytes",
     "cpu.cores",
+    "parallel.ranks",
     "model.architecture",
     "model.parameters",
     "model.max_positions",

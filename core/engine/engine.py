@@ -46,6 +46,7 @@ class StepRunner(Protocol):
     """``core.engine.runner.Runner``, or a test's."""
 
     def run(self, batch: StepBatch) -> Sampled: ...
+    def check(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -123,6 +124,10 @@ class Engine:
         self._schedule_seconds += scheduled - began
         self._step_seconds += perf_counter() - began
         return events
+
+    def check(self) -> None:
+        """:raises EngineDeadError: when what it runs on is gone. Asked now and then while there is nothing to do."""
+        self._runner.check()
 
     def stats(self) -> EngineStats:
         return EngineStats(

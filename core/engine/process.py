@@ -100,12 +100,7 @@ class EngineProcess:
         return words
 
     def obituary(self) -> str:
-        code = self._child.wait()
-        if code < 0:
-            name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"the engine process {self.pid} was ended by {name}{hint}"
-        return f"the engine process {self.pid} ended with exit code {code}"
+        return f"the engine process {self.pid} {how_it_ended(self._child.wait())}"
 
     def end(self, grace: float) -> None:
         """Ask, then cut the lifeline, then kill. Returns when the process is gone."""
@@ -138,6 +133,15 @@ class EngineProcess:
             os.close(self._end_fd)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process that has ended with this code, as ``subprocess`` counts them."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"was ended by {name}{hint}"
+    return f"ended with exit code {code}"
 
 
 def _end_fd(pid: int) -> int | None:

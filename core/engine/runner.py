@@ -46,7 +46,7 @@ class Runner:
 
     def _run(self, batch: StepBatch) -> Sampled:
         backend, rows = self._backend, batch.sampling
-        logits = self._forward(backend.upload(batch, self._decoder.spec, self._kv))
+        logits = self.launch(batch)
         if not len(rows):  # every prompt of the step goes on in the next one
             return Sampled(np.zeros(0, np.int64))
         most = int(rows.logprobs.max())
@@ -60,6 +60,13 @@ class Runner:
             return Sampled(backend.to_host(tokens))
         chosen, ranks, top_ids, top_logprobs = (backend.to_host(part) for part in backend.logprobs(raw, tokens, most))
         return Sampled(backend.to_host(tokens), chosen, ranks, top_ids, top_logprobs)
+
+    def launch(self, batch: StepBatch) -> Array:
+        """As far as the logits of the rows that are sampled."""
+        return self._forward(self._backend.upload(batch, self._decoder.spec, self._kv))
+
+    def check(self) -> None:
+        """:raises EngineDeadError: when something it runs on is gone, found out without a step."""
 
     def close(self) -> None:
         self._graph.close()

@@ -30,6 +30,7 @@ log = logging.getLogger("dovetail.engine")
 LIFELINE = 0  # standard input: the parent's end closes when the parent ends, however it ends
 PARENT_CHECK_SECONDS = 0.5
 FAREWELL_MS = 2000  # how long a last message may take to leave
+IDLE_CHECK_MS = 500  # between two looks, while there is nothing to do, at what the engine runs on
 
 EngineBuilder = Callable[[Any], EngineLike]
 
@@ -39,7 +40,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or a service manager signals everyone; the parent decides
     folder, payload = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_hold_lifeline, args=(os.getppid(), folder), name="lifeline", daemon=True).start()
+    threading.Thread(target=hold_lifeline, args=(os.getppid(), folder), name="lifeline", daemon=True).start()
     with zmq.Context() as context:
         context.linger = FAREWELL_MS
         with context.socket(zmq.PULL) as inbox, context.socket(zmq.PUSH) as outbox:
@@ -80,8 +81,8 @@ def run(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes])
     """Serve until a ``Stop``. Blocks on the inbox when there is nothing to do, never while there is."""
     try:
         while True:
-            if not engine.has_work:
-                inbox.poll()
+            while not engine.has_work and not inbox.poll(IDLE_CHECK_MS):
+                engine.check()
             while True:
                 try:
                     raw = inbox.recv(zmq.NOBLOCK)
@@ -142,7 +143,7 @@ def _decode(raw: bytes, outbox: zmq.Socket[bytes]) -> wire.ToEngine | None:
     return None
 
 
-def _hold_lifeline(parent: int, folder: str) -> None:
+def hold_lifeline(parent: int, folder: str) -> None:
     """End at once when the parent is gone, also in the middle of a long step.
 
     The pipe may be held open by a stray copy in another child of the parent; the parent's id tells then.

@@ -8,6 +8,7 @@ rank 0, which alone samples. All ranks make the same calls in the same order: a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from core.interfaces.compute import Array
 
@@ -20,6 +21,13 @@ class Collective(ABC):
 
     rank: int
     ranks: int
+
+    @abstractmethod
+    def meet(self, folder: Path) -> None:
+        """Find the others and wait for them. Called once, before all else, when every rank has loaded its weights.
+
+        :param folder: one that only the ranks of this server have, empty at first.
+        """
 
     @abstractmethod
     def sum(self, array: Array) -> Array:

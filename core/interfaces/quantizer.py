@@ -89,6 +89,14 @@ class Quantizer(ABC):
         arrays = {key: array[first:last] for key, array in packed.arrays.items()}
         return Packed((last - first, packed.shape[1]), arrays, packed.constants)
 
+    def columns(self, packed: Packed, first: int, last: int) -> Packed | None:
+        """Columns ``first`` to ``last`` with the codes and scales that they have in the whole, for one rank of several.
+
+        None where the format cannot be cut there, and for a quantizer that does not say how: the columns are then packed by
+        themselves, with scales of their own.
+        """
+        return None
+
     def tile(self) -> Any | None:
         """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load."""
         return None

@@ -44,6 +44,7 @@ pytest.register_assert_rewrite(
             "frontend",
             "graph",
             "model",
+            "parallel",
             "plugin",
             "quantizer",
             "rules",
@@ -60,6 +61,7 @@ from core.testing.contract import Contract  # noqa: E402
 from core.testing.frontend import FrontEndContract  # noqa: E402
 from core.testing.graph import GraphBackendContract  # noqa: E402
 from core.testing.model import CheckpointFormatContract, ModelContract  # noqa: E402
+from core.testing.parallel import ParallelismContract  # noqa: E402
 from core.testing.plugin import PluginContract  # noqa: E402
 from core.testing.quantizer import QuantizerContract  # noqa: E402
 from core.testing.rules import RulesContract  # noqa: E402
@@ -75,6 +77,7 @@ __all__ = [
     "FrontEndContract",
     "GraphBackendContract",
     "ModelContract",
+    "ParallelismContract",
     "PluginContract",
     "QuantizerContract",
     "RulesContract",

@@ -239,6 +239,10 @@ class RowInt8(Quantizer):
         values: NDArray[np.float32] = packed.arrays["codes"].astype(np.float32) * packed.arrays["scale"][:, None]
         return values
 
+    def columns(self, packed: Packed, first: int, last: int) -> Packed:
+        codes = np.ascontiguousarray(packed.arrays["codes"][:, first:last])
+        return Packed((packed.shape[0], last - first), {"codes": codes, "scale": packed.arrays["scale"]})
+
     def bits_per_weight(self, in_features: int) -> float:
         return 8 + 32 / in_features
 

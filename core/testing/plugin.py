@@ -111,7 +111,7 @@ class PluginContract(Contract, kit=True):
                 both = alias.chooses is not None and alias.sets is not None
                 assert (alias.chooses or alias.sets) is not None, "an alias chooses an offer or sets a setting"
                 assert both == (alias.asks is not None), "it does both where a key of the table asks for the offer"
-                assert alias.flag is None or alias.flag.startswith("--")
+                assert alias.flag is None or re.fullmatch(r"--.+|-[a-z]+", alias.flag)
                 assert alias.env is None or alias.env == alias.env.upper()
                 assert alias.chooses is None or alias.chooses in own, (
                     f"{alias.flag or alias.env} chooses another plugin's offer"

@@ -129,6 +129,18 @@ class QuantizerContract(Contract, kit=True):
             for start, stop in (*pairwise(seams), (0, seams[-1])):
                 assert_same_packed(quantizer.rows(whole, start, stop), quantizer.pack(weight[start:stop].copy()))
 
+    def test_columns_keep_their_values(self) -> None:
+        """Where the format can be cut: ranks that share a matrix multiply by the numbers it has on one."""
+        quantizer = self.make()
+        for columns in self.in_features:
+            whole = quantizer.pack(normal(32, columns))
+            for start, stop in ((0, columns // 2), (columns // 2, columns), (0, columns)):
+                cut = quantizer.columns(whole, start, stop)
+                if cut is not None:
+                    assert cut.shape == (32, stop - start)
+                    assert all(array.flags.c_contiguous for array in cut.arrays.values())
+                    assert np.array_equal(quantizer.unpack(cut), quantizer.unpack(whole)[:, start:stop])
+
     def test_constants_do_not_hang_on_the_weights(self) -> None:
         """A checkpoint that is saved packed keeps arrays; the constants come from the quantizer."""
         quantizer = self.make()

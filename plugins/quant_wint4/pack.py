@@ -77,6 +77,18 @@ class GroupInt4(Quantizer):
         values: Matrix = (codes.reshape(rows, scale.shape[1], -1) + LOWEST) * scale[:, :, None]
         return np.ascontiguousarray(values.reshape(rows, -1)[:, : packed.shape[1]])
 
+    def columns(self, packed: Packed, first: int, last: int) -> Packed | None:
+        group = self._group_size
+        unit = group or 2
+        if first % unit or (last % unit and last != packed.shape[1]):
+            return None
+        end = stored_columns(last, group)
+        codes, scale = packed.arrays["codes"][:, first // 2 : end // 2], packed.arrays["scale"]
+        if group:
+            scale = scale[:, first // group : end // group]
+        arrays = {"codes": np.ascontiguousarray(codes), "scale": np.ascontiguousarray(scale)}
+        return Packed((packed.shape[0], last - first), arrays, {"group_size": group or end - first})
+
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features, self._group_size)
 

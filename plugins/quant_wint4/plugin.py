@@ -71,7 +71,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         settings=Wint4Settings,
         rules=(
             _groups_divide("hidden", "model.hidden"),
-            _groups_divide("attention", "model.q_width"),
-            _groups_divide("feed-forward", "model.intermediate"),
+            _groups_divide("attention", "shard.q_width"),
+            _groups_divide("feed-forward", "shard.intermediate"),
         ),
     )

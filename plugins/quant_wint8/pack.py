@@ -37,6 +37,10 @@ class RowInt8(Quantizer):
         values: NDArray[np.float32] = packed.arrays["codes"] * packed.arrays["scale"][:, None]
         return values
 
+    def columns(self, packed: Packed, first: int, last: int) -> Packed:
+        arrays = {"codes": np.ascontiguousarray(packed.arrays["codes"][:, first:last]), "scale": packed.arrays["scale"]}
+        return Packed((packed.shape[0], last - first), arrays, packed.constants)
+
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features)
 

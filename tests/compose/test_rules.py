@@ -9,7 +9,7 @@ from core.compose.probe import DeviceProbe, Gpu
 from core.compose.rules import facts_of, judge
 from core.errors import UserError
 from core.interfaces.rules import Condition, Fact, FactRef, Remedy, Rule
-from core.offers import FrontEndOffer, GraphBackendOffer, RulesOffer
+from core.offers import FrontEndOffer, GraphBackendOffer, ParallelismOffer, RulesOffer
 from tests.compose.fakes import CPU, CUDA, GIB, DoorSettings, Point, backend, create, manager, plugin, quantizer, sampler
 
 
@@ -110,6 +110,15 @@ def single(hook, offer):
     return Point(f"another_{offer.kind}", plugin(f"another_{offer.kind}", **{hook: [offer]}))
 
 
+def pair(name, framework="fake"):
+    """Two ranks."""
+    return ParallelismOffer(name=name, summary="p", create=create, ranks=lambda section: 2, frameworks=frozenset({framework}))
+
+
+def paired(framework):
+    return manager(Point("pair", plugin("pair_module", register_parallelisms=[pair("pair", framework)])))
+
+
 def two_of(kind):
     make = {
         "sampler": lambda name: ("register_samplers", sampler(name)),
@@ -120,6 +129,7 @@ def two_of(kind):
             GraphBackendOffer(name=name, summary="g", create=create),
         ),
         "front_end": lambda name: ("register_front_ends", FrontEndOffer(name=name, summary="f", create=create)),
+        "parallelism": lambda name: ("register_parallelisms", pair(name)),
     }[kind]
     points = []
     for name in ("first", "second"):
@@ -144,6 +154,7 @@ CASES = [
     ("two-compute-backends", PAIR, CPU, lambda: two_of("compute_backend"), 1),
     ("two-graph-backends", PAIR, CPU, lambda: two_of("graph_backend"), 1),
     ("two-front-ends", PAIR, CPU, lambda: two_of("front_end"), 1),
+    ("two-parallelisms", PAIR, CPU, lambda: two_of("parallelism"), 1),
     ("two-schedulers", {"plugins": "plain,prefill_chunked"}, CPU, manager, 1),
     ("plugin-named-twice", {"plugins": "plain,plain"}, CPU, manager, 1),
     (
@@ -180,6 +191,8 @@ CASES = [
     ),
     ("sampler-of-another-framework", {"sampler": "picky"}, CPU, lambda: manager(picky_sampler()), 1),
     ("graph-of-another-framework", {"graph": "picky"}, CPU, lambda: manager(picky_graph()), 1),
+    ("ranks-of-another-framework", {"parallelism": "pair"}, CPU, lambda: paired("paddle"), 1),
+    ("backend-that-does-not-split", {"parallelism": "pair"}, CPU, lambda: paired("fake"), 1),
     ("model-larger-than-memory", {"dtype": "float32", "max_num_seqs": 1}, DeviceProbe("c", 1, (), GIB, 370_000), manager, 1),
     (
         "request-larger-than-memory",

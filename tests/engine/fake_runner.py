@@ -124,6 +124,9 @@ class FakeRunner:
         top = order[:, :most]
         return Sampled(tokens, chosen.astype(np.float32), ranks, top, np.take_along_axis(logprobs, top, 1).astype(np.float32))
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

@@ -22,6 +22,9 @@ class NoModel:
     def run(self, batch: StepBatch) -> Sampled:
         return Sampled(np.full(len(batch.sampling), 5, np.int64))
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from core import testing
+from core.compose.probe import DeviceProbe, Gpu
 from core.interfaces.model import WeightName, weight_names
 from core.models import random_format
 from core.offers import Context
@@ -324,6 +325,45 @@ class TestTorchOnCpu(testing.ComputeBackendContract):
         return torch_backend(dtype)
 
 
+# --- tensor_parallel --------------------------------------------------------------------------------------------------
+
+
+class TestTensorParallel(testing.PluginContract):
+    plugin = "tensor_parallel"
+
+
+class TestTensor(testing.ParallelismContract):
+    def make(self, rank, ranks):
+        facts = {"parallel.rank": rank, "device.kind": "cpu"}
+        return made("tensor_parallel", "parallelism", "tensor", facts=facts, size=ranks)
+
+    def backend(self):
+        return torch_backend("float32")
+
+
+class TestTensorParallelRules(testing.RulesContract):
+    plugin = "tensor_parallel"
+    sound = {"tensor_parallel.size": 2}
+    violating = {
+        "tensor-parallel-heads": {"tensor_parallel.size": 3},
+        "tensor-parallel-kv-heads": {"tensor_parallel.size": 3, "model": "random:six"},
+        "tensor-parallel-feed-forward": {"tensor_parallel.size": 4, "model": "random:odd"},
+        "tensor-parallel-devices": {"tensor_parallel.size": 4, "device": "cuda"},
+        "tensor-parallel-cores": {"tensor_parallel.size": 4},
+    }
+
+    @pytest.fixture(autouse=True)
+    def shapes(self, monkeypatch):
+        tiny = random_format.SHAPES["tiny"]
+        six = {"num_attention_heads": 6, "intermediate_size": 384}
+        monkeypatch.setitem(random_format.SHAPES, "six", tiny | six)
+        monkeypatch.setitem(random_format.SHAPES, "odd", tiny | {"intermediate_size": 126})
+
+    def machine(self, rule):
+        gpus = (Gpu("a GPU", 9.0, 80 << 30, 80 << 30),) * 2 if rule == "tensor-parallel-devices" else ()
+        return DeviceProbe("a CPU", 2, (), 64 << 30, 60 << 30, gpus)
+
+
 # --- openai_http ------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +595,7 @@ def test_every_default_offer_goes_through_a_contract():
         "sampler_rejection": {"rejection"},
         "sampler_standard": {"standard"},
         "backend_torch": {"torch"},
+        "tensor_parallel": {"tensor"},
         "openai_http": {"openai_http"},
         "decoder_models": {"ernie45", "llama", "safetensors", "gguf", "random"},
     }

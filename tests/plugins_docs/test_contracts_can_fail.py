@@ -24,6 +24,7 @@ CONTRACTS = {
     "front_ends": testing.FrontEndContract,
     "graph_backends": testing.GraphBackendContract,
     "models": testing.ModelContract,
+    "parallelisms": testing.ParallelismContract,
     "plugins": testing.PluginContract,
     "quantizers": testing.QuantizerContract,
     "rules": testing.RulesContract,

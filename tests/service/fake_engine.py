@@ -119,6 +119,9 @@ class FakeEngine:
     def _count(self, reason):
         self.finished[reason] = self.finished.get(reason, 0) + 1
 
+    def check(self):
+        pass
+
     def stats(self):
         return EngineStats(num_running=len(self.running), requests_finished=dict(self.finished), steps=self.steps)
 

@@ -51,6 +51,8 @@ class TorchBackend(ComputeBackend):
         if self._target.device.type == "cpu":
             torch.set_num_threads(threads or usable_cores())
             machine.keep_freed_memory()
+        elif self._target.device.index is not None:
+            torch.cuda.set_device(self._target.device)  # for kernels that are launched without saying where
 
     # --- several ranks ----------------------------------------------------------------------------------------------
 

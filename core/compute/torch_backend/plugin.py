@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 def create(context: Context) -> ComputeBackend:
     from core.compute.torch_backend.backend import TorchBackend
 
-    device = "cpu" if context.facts["device.kind"] == "cpu" else "cuda:0"
+    device = "cpu" if context.facts["device.kind"] == "cpu" else f"cuda:{context.facts.get('parallel.rank', 0)}"
     return TorchBackend(device, context.facts["compute.dtype"], threads=context.settings["threads"])
 
 
 @hookimpl
 def register_compute_backends() -> Iterable[ComputeBackendOffer]:
     yield ComputeBackendOffer(
-        name="torch", summary="PyTorch on a CPU or a CUDA device", framework="torch", requires=("torch",), create=create
+        name="torch",
+        summary="PyTorch on a CPU or a CUDA device",
+        framework="torch",
+        requires=("torch",),
+        create=create,
+        splits=True,
     )

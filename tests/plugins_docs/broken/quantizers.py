@@ -282,6 +282,16 @@ class TestPacksNorms(Contract):
         return RowInt8(frozenset({"norm"}))
 
 
+class TestCutsOneColumnTooFar(Contract):
+    __test__ = True
+    caught_by = "test_columns_keep_their_values"
+
+    class implementation(RowInt8):
+        def columns(self, packed, first, last):
+            moved = {**packed.arrays, "codes": np.roll(packed.arrays["codes"], 1, axis=1)}
+            return super().columns(Packed(packed.shape, moved), first, last)
+
+
 class TestTileIsAName(Contract):
     __test__ = True
     caught_by = "test_tile_is_a_function_or_nothing"
