@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from core.errors import UserError
-from core.interfaces.model import DecoderSpec, Tensor, Weight
+from core.interfaces.model import DecoderSpec, Role, Tensor, Weight
 from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 
 
@@ -83,7 +83,7 @@ class Shard:
             whole = [chunk for chunk in cut if chunk is not None]
             if len(whole) == len(cut):
                 return quantizer.stack(whole)
-        elif weight.packed is not None:
+        elif weight.packed is not None and self._in_blocks(role, quantizer.rows_together):
             pieces = [quantizer.rows(weight.packed, rows.start, rows.stop) for rows in self._rows_of_whole(role)]
             missing = self.spec.shape(role)[0] - sum(piece.shape[0] for piece in pieces)
             if missing:
@@ -91,19 +91,27 @@ class Shard:
             return quantizer.stack(pieces)
         if weight.packed is not None:
             raise UserError.of(
-                f"{weight.name} was saved packed as {quantizer.name}, of which {self.ranks} ranks cannot have "
-                f"{self.spec.shape(role)[1]} columns each",
+                f"{weight.name} was saved packed as {quantizer.name}, which cannot be cut where {self.ranks} ranks part",
                 "",
                 "serve it on one rank",
                 "start from a checkpoint that is not packed",
             )
         return None
 
+    def _in_blocks(self, role: Role, together: int) -> bool:
+        """Whether no block of rows that share something is parted, nor moved over a seam."""
+        if together == 1:
+            return True
+        *before, last = self._rows_of_whole(role)
+        begin = all(rows.start % together == 0 for rows in (*before, last))
+        whole = all(rows.stop % together == 0 for rows in before)
+        return begin and whole and last.stop in (self.whole.shape(role)[0], last.stop // together * together)
+
     def _range(self, size: int) -> slice:
         """This rank's of consecutive shares; empty or short where nothing is left for it."""
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def _rows_of_parts(self, role: str) -> tuple[slice, ...]:
+    def _rows_of_parts(self, role: Role) -> tuple[slice, ...]:
         spec = self.spec
         if role == "gate_up":
             return (self._range(spec.intermediate),) * 2
@@ -112,7 +120,7 @@ class Shard:
         kv = slice(first, first + spec.kv_width)
         return self._range(spec.q_width), kv, kv
 
-    def _rows_of_whole(self, role: str) -> Iterator[slice]:
+    def _rows_of_whole(self, role: Role) -> Iterator[slice]:
         """Of a matrix whose parts are one: the parts' rows, each behind the parts before."""
         if role in ("embed", "head"):
             own = self._range(self.spec.vocab)
