@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.interfaces.compute import DTYPE_BYTES, Array, ComputeBackend, DType, LogitAdjustment
+from core.interfaces.graph import StepShape
 from core.interfaces.model import DecoderSpec, Role, Weight, WeightName, weight_names
 from core.interfaces.quantizer import Packed, Quantizer
 from core.models.decoder import Decoder
@@ -325,6 +326,36 @@ class ComputeBackendContract(Contract, kit=True):
         for row, (sequence, own) in enumerate(tokens.items()):
             alone = self.decoder_run(backend, tiny_spec())({sequence: own})
             self.check(backend, alone[0], together[row].astype(np.float64), f"sequence {sequence} alone", slack=2)
+
+    def test_static_steps_are_what_they_are_filled_with(self, backend: ComputeBackend) -> None:
+        """Of a backend whose steps can be recorded: others give none. Padding changes no page, and an old filling is gone."""
+        spec = tiny_spec()
+        weights = random_weights(spec)
+        decoder = Decoder.load(spec, weights.values(), backend)
+        truth = reference.ReferenceDecoder(spec, weights, backend.dtype)
+        kv, paged = backend.kv_cache(spec, 16, 8), PagedSequences(16, 8)
+        assert backend.static_step(StepShape("mixed", 4, 2), spec, kv) is None
+        shapes = (StepShape("prompts", 32, 3), StepShape("decode", 4, 4))
+        steps = {shape.kind: step for shape in shapes if (step := backend.static_step(shape, spec, kv)) is not None}
+        script: list[dict[int, list[int]]] = [{0: list(range(20)), 1: [7] * 9}, {2: [1]}, {0: [3], 1: [4], 2: [5]}, {1: [6]}]
+        script += [{3: [8, 9], 4: [2] * 17}, {number: [30 + number] for number in range(4)}, {4: [1], 0: [2]}]
+        for work in script:
+            batch = paged.step(work)
+            step = backend.upload(batch, spec, kv)
+            static = steps.get(batch.shape.kind)
+            if static is not None:
+                assert step.shape == batch.shape
+                assert static.shape.holds(batch.shape)
+                static.fill(step)
+                step = static
+            found = np.array(backend.to_host(decoder.forward(step, kv)))[: len(work)]
+            for shape in shapes:
+                blank = backend.static_step(shape, spec, kv)
+                if blank is not None:
+                    decoder.forward(blank, kv)
+            expected = {s: truth.forward(s, tokens)[-1:] for s, tokens in work.items()}
+            rows = np.concatenate([expected[s] for s in paged.order])
+            self.check(backend, found, rows, f"logits of {work}, {'static' if static else 'uploaded'}", slack=4)
 
     # --- logits -----------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in WAITING:
+        name = func.overloadpacket.__name__
+        if name in WAITING or (name == "index" and any(index.dtype == torch.bool for index in _tensors(args[1]))):
             raise RuntimeError(f"{func} waits for the device: a step that does cannot be recorded")
         out = func(*args, **(kwargs or {}))
         self._calls.append((func, args, kwargs or {}, out))

@@ -1,15 +1,16 @@
 """A sound backend in numpy (float32 sums, paged memory), and what the contract has to say about unsound ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
 from core.errors import UserError
 from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, KVCache, Linear
+from core.interfaces.graph import StaticStep
 from core.interfaces.quantizer import packed_chunks
 from core.testing import ComputeBackendContract, reference
-from core.testing.inputs import adjustment
+from core.testing.inputs import PagedSequences, adjustment
 
 
 class NumpyLinear(Linear):
@@ -76,7 +77,7 @@ class Numpy(ComputeBackend):
         q = self.rotate(q.reshape(-1, spec.num_heads, spec.head_dim), step)
         kv.k[layer, step.batch.slots] = self.rotate(k.reshape(-1, spec.num_kv_heads, spec.head_dim), step)
         kv.v[layer, step.batch.slots] = v.reshape(-1, spec.num_kv_heads, spec.head_dim)
-        return q.reshape(len(q), -1)
+        return q.reshape(len(q), spec.q_width)
 
     def rotate(self, x, step):
         return reference.rotate(x, step.batch.positions, step.spec).astype(np.float32)
@@ -436,3 +437,53 @@ class TestWorstFirst(Contract):
         def logprobs(self, logits, token_ids, most):
             logprob, rank, ids, top = super().logprobs(logits, token_ids, most)
             return logprob, rank, ids[:, ::-1], top[:, ::-1]
+
+
+class Static(Step, StaticStep):
+    """Numpy needs no padding: what is there is what was filled in."""
+
+    def __init__(self, shape, spec, page_size):
+        empty = PagedSequences(1, page_size).step({0: []}, logits="none")
+        none = {"query_starts": empty.query_starts[:1], "context_lens": empty.context_lens[:0]}
+        super().__init__(replace(empty, **none), spec, page_size)
+        self.shape = shape
+
+    def fill(self, step):
+        self.batch = step.batch
+
+
+class WithStaticSteps(Numpy):
+    static = Static
+
+    def upload(self, batch, spec, kv):
+        step = super().upload(batch, spec, kv)
+        step.shape = batch.shape
+        return step
+
+    def static_step(self, shape, spec, kv):
+        return None if shape.kind == "mixed" else self.static(shape, spec, kv.page_size)
+
+
+class TestSoundWithStaticSteps(Contract):
+    __test__ = True
+    implementation = WithStaticSteps
+
+
+class TestFillsAStaticStepOnce(Contract):
+    __test__ = True
+    caught_by = "test_static_steps_are_what_they_are_filled_with"
+
+    class implementation(WithStaticSteps):
+        class static(Static):
+            def fill(self, step):
+                if not self.batch.num_tokens:
+                    super().fill(step)
+
+
+class TestRecordsMixedSteps(Contract):
+    __test__ = True
+    caught_by = "test_static_steps_are_what_they_are_filled_with"
+
+    class implementation(WithStaticSteps):
+        def static_step(self, shape, spec, kv):
+            return Static(shape, spec, kv.page_size)
