@@ -24,6 +24,7 @@ from core.offers import (
     CachePolicyOffer,
     CheckpointFormatOffer,
     ComputeBackendOffer,
+    DraftProposerOffer,
     FrontEndOffer,
     GraphBackendOffer,
     ModelOffer,
@@ -259,6 +260,29 @@ def register_graph_backends() -> Iterable[GraphBackendOffer]:
             )
 
     ``create`` returns a ``core.interfaces.graph.GraphBackend``; ``core.testing.GraphBackendContract`` tests it.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_draft_proposers() -> Iterable[DraftProposerOffer]:
+    """Offer ways to guess what comes next, checked several tokens a step. At most one is chosen: ``--speculation NAME``.
+
+    ::
+
+        class EchoSettings(Section):
+            tokens: int = Field(4, ge=1, description="guesses at a time")
+
+        @hookimpl
+        def register_draft_proposers():
+            def create(context):
+                from spec_echo.echo import Echo
+                return Echo(context.section.tokens)
+
+            yield DraftProposerOffer(name="echo", summary="guesses the prompt again", settings=EchoSettings, create=create)
+
+    ``create`` returns a ``core.interfaces.drafts.DraftProposer``; ``core.testing.DraftProposerContract`` tests it. Guesses
+    never change which tokens are generated, only how soon.
     """
     raise NotImplementedError
 

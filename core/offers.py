@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from core.interfaces.blocks import BlockPolicy
     from core.interfaces.cache import CachePolicy
     from core.interfaces.compute import ComputeBackend
+    from core.interfaces.drafts import DraftProposer
     from core.interfaces.frontend import FrontEnd
     from core.interfaces.graph import GraphBackend
     from core.interfaces.model import CheckpointFormat, ModelFamily
@@ -123,8 +124,8 @@ class QuantizerOffer(Offer):
     ``stored_bits(section, role, in_features)``: the bits that a weight of this role takes, scales included, or None when the
     role is not packed. Left out, the layers' linears take ``bits`` and the head is not packed.
 
-    ``at_load``: the settings that have no part in what is stored, only in how it is multiplied. A checkpoint that is saved packed
-    keeps all the others, and who loads it may not change those.
+    ``at_load``: the settings that have no part in what is stored, only in how it is multiplied. A checkpoint that is saved
+    packed keeps all the others, and who loads it may not change those.
     """
 
     kind: ClassVar[str] = "quantizer"
@@ -162,6 +163,12 @@ class GraphBackendOffer(Offer):
     kind: ClassVar[str] = "graph_backend"
     create: Callable[[Context], GraphBackend]
     frameworks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftProposerOffer(Offer):
+    kind: ClassVar[str] = "draft_proposer"
+    create: Callable[[Context], DraftProposer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,5 +250,5 @@ SINGLE_KINDS: tuple[str, ...] = (
     "graph_backend",
 )
 """Kinds of which exactly one offer is chosen. Of ``OPTIONAL_KINDS`` at most one is, of ``MANY_KINDS`` any number."""
-OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism")
+OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism", "draft_proposer")
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

@@ -86,7 +86,8 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
         cache = _create(plan, manager, "cache_policy")
         cache.attach_memory(kv if others is None else PagesOfAllRanks(kv, others))
         policies = _create(plan, manager, "scheduler"), cache, _create(plan, manager, "block_policy")
-        engine = Engine(config, runner, *policies)
+        drafts = _create(plan, manager, "draft_proposer") if plan.chosen("draft_proposer") else None
+        engine = Engine(config, runner, *policies, drafts)
         ending.pop_all()  # the engine ends them now
         return engine
 

@@ -20,6 +20,7 @@ KIND_SETTINGS: dict[str, str] = {
     "graph_backend": "graph",
     "quantizer": "quantization",
     "parallelism": "parallelism",
+    "draft_proposer": "speculation",
 }
 """Kind of offer -> the setting that names the one to use."""
 
@@ -58,6 +59,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     cache_policy: str = Field("auto", description="which KV pages are shared and kept")
     block_policy: str = Field("auto", description="how KV pages are divided between prompts and what is generated")
     graph: str = Field("auto", description="how steps are launched")
+    speculation: str = Field("auto", description="how coming tokens are guessed, to check several at once; none for not at all")
     front_end: str = Field("auto", description="the door requests come through")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
     parallelism: str = Field("auto", description="how several processes share a model; none for one process")

@@ -18,13 +18,17 @@ class Step:
     rows: Ints  # [S], decodes first
     counts: Ints  # [S]
     before: Ints  # [S], computed tokens when the step began
-    sampled: Ints  # [R] rows
+    sampled: Ints  # [R] rows; one with drafts stands once for each of them and once more, in a row
     batch: StepBatch
+    drafted: Ints | None = None  # [S] of the counts, tokens that are drafts, behind all that is known; None: nobody's are
 
 
-def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int) -> Step:
+def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int, drafted: Ints | None = None) -> Step:
+    """``counts`` has no drafts; those of ``drafted`` [S] lie in the rows' tokens behind their length."""
     page_size = state.page_size
     before = state.computed[rows]
+    last = before + counts == state.length[rows]
+    counts = counts if drafted is None else counts + drafted
     after = before + counts
     starts = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
@@ -34,8 +38,11 @@ def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int) -> Step:
         owners = np.repeat(rows, counts)
         positions = np.arange(starts[-1]) + np.repeat(before - starts[:-1], counts)
     offsets = positions % page_size
-    last = after == state.length[rows]
-    sampled = rows[last]
+    sampled, logit_rows, places = rows[last], starts[1:][last] - 1, None
+    if drafted is not None:
+        each = drafted[last] + 1
+        places = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+        sampled, logit_rows = np.repeat(sampled, each), np.repeat(logit_rows - drafted[last], each) + places
     batch = StepBatch(
         token_ids=state.tokens[owners, positions],
         positions=positions.astype(np.int32),
@@ -43,14 +50,15 @@ def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int) -> Step:
         query_starts=starts.astype(np.int32),
         context_lens=after.astype(np.int32),
         page_table=state.pages[rows, : -(-int(after.max()) // page_size)],
-        logit_rows=starts[1:][last] - 1,
+        logit_rows=logit_rows,
         num_decodes=num_decodes,
-        sampling=sampling_rows(state, sampled),
+        sampling=sampling_rows(state, sampled, places),
     )
-    return Step(rows, counts, before, sampled, batch)
+    return Step(rows, counts, before, sampled, batch, drafted)
 
 
-def sampling_rows(state: Rows, rows: Ints) -> SamplingRows:
+def sampling_rows(state: Rows, rows: Ints, places: Ints | None = None) -> SamplingRows:
+    """``places``: how far behind its row's length each token will stand; 0 for all when left out."""
     temperature = state.temperature[rows]
     return SamplingRows(
         temperature=temperature,
@@ -58,7 +66,7 @@ def sampling_rows(state: Rows, rows: Ints) -> SamplingRows:
         top_p=state.top_p[rows],
         min_p=state.min_p[rows],
         seeds=state.seeds[rows],
-        positions=state.length[rows],
+        positions=state.length[rows] if places is None else state.length[rows] + places,
         logprobs=state.logprobs[rows],
         adjustment=_adjustment(state, rows),
         all_greedy=not temperature.any(),

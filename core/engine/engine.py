@@ -11,14 +11,16 @@ import numpy as np
 
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
+from core.engine.drafting import Drafting
 from core.engine.penalties import Seen
-from core.engine.rows import Rows, Sequence
+from core.engine.rows import Ints, Rows, Sequence
 from core.engine.scheduler import Scheduler
 from core.engine.stop import banned_tokens, stop_tokens, verdict
 from core.errors import EngineDeadError, RequestError
 from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
+from core.interfaces.drafts import DraftProposer
 from core.interfaces.limits import RequestLimits
 from core.interfaces.randomness import philox
 from core.interfaces.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
@@ -58,7 +60,13 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, runner: StepRunner, policy: SchedulingPolicy, cache: CachePolicy, blocks: BlockPolicy
+        self,
+        config: EngineConfig,
+        runner: StepRunner,
+        policy: SchedulingPolicy,
+        cache: CachePolicy,
+        blocks: BlockPolicy,
+        drafts: DraftProposer | None = None,
     ) -> None:
         self.config = config
         capacity = blocks.for_admission(PoolUse(config.num_pages, available=config.num_pages)) * config.page_size
@@ -67,7 +75,8 @@ class Engine:
         self._policy = policy
         self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)
         self.blocks = BlockManager(config.num_pages, cache, blocks, self._rows)
-        self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens)
+        self._drafting = None if drafts is None else Drafting(self._rows, drafts)
+        self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._drafting)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
         self._aborted: list[TokenEvent] = []  # given out by the next step
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
@@ -141,6 +150,8 @@ class Engine:
             cached_prompt_tokens=self._scheduler.num_cached_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=self._scheduler.num_preemptions,
+            draft_tokens=0 if self._drafting is None else self._drafting.num_proposed,
+            accepted_draft_tokens=0 if self._drafting is None else self._drafting.num_accepted,
             steps=self._steps,
             step_seconds=self._step_seconds,
             schedule_seconds=self._schedule_seconds,
@@ -183,6 +194,8 @@ class Engine:
         return int(words[0]) << 32 | int(words[1])
 
     def _commit(self, step: Step, sampled: Sampled) -> list[TokenEvent]:
+        if step.drafted is not None:
+            return self._commit_drafted(step, step.drafted, sampled)
         rows, taken = self._rows, step.sampled
         after = step.before + step.counts
         rows.computed[step.rows] = after
@@ -216,6 +229,43 @@ class Engine:
             else:
                 events[index] = TokenEvent(sequence.request_id, [token], None, None, logprobs, sequence.num_cached)
         return events
+
+    def _commit_drafted(self, step: Step, drafted: Ints, sampled: Sampled) -> list[TokenEvent]:
+        """The same for a step of few rows, of which some may gain several tokens."""
+        rows = self._rows
+        assert self._drafting is not None
+        gains = self._drafting.right(step, sampled.token_ids)
+        after = step.before + step.counts - drafted + np.array([max(0, len(gain) - 1) for gain in gains])
+        rows.computed[step.rows] = after
+        sequences = rows.at(step.rows)
+        lengths = rows.length[step.rows].tolist()
+        for row, length, gain in zip(step.rows.tolist(), lengths, gains, strict=True):
+            rows.tokens[row, length : length + len(gain)] = sampled.token_ids[gain]
+            rows.length[row] = length + len(gain)
+        self.blocks.note_filled(step.rows, step.before, after)
+        return [
+            self._gained(sequence, length, gain, sampled)
+            for sequence, length, gain in zip(sequences, lengths, gains, strict=True)
+            if len(gain)
+        ]
+
+    def _gained(self, sequence: Sequence, length: int, gain: range, sampled: Sampled) -> TokenEvent:
+        """What a sequence of ``length`` tokens has to say of those it gained, up to the one that ends it."""
+        wanted = int(self._rows.logprobs[sequence.row])
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs] | None = [] if wanted >= 0 else None
+        for index in gain:
+            tokens.append(int(sampled.token_ids[index]))
+            self._generation_tokens += 1
+            if sequence.seen is not None:
+                sequence.seen.add(tokens[-1])
+            if logprobs is not None:
+                logprobs += _logprobs(sampled, index, wanted)
+            reason, stop_token = verdict(sequence, tokens[-1], length + len(tokens))
+            if reason is not None:
+                self._scheduler.remove(sequence)
+                return self._end(sequence, reason, tokens, stop_token, logprobs)
+        return TokenEvent(sequence.request_id, tokens, None, None, logprobs, sequence.num_cached)
 
     def _fail(self, step: Step, error: str) -> list[TokenEvent]:
         failed = self._rows.at(step.rows)

@@ -1,7 +1,7 @@
 """Who computes how much in the next step. Three kinds of rows share a budget of tokens, in this order:
 
 * decoding rows, a token each: all of them in every step. They are never more than the budget, for each of them got
-  a token in the step before;
+  a token in the step before. Some may have drafts besides, while the budget lasts;
 * rows whose prompt is begun, then waiting sequences: as many tokens as the policy grants, in the order of their keys.
 
 A sequence is admitted when a place is free and pages for all its known tokens can be had. When a decoding row
@@ -21,6 +21,7 @@ import numpy as np
 
 from core.engine.batch import Step, build_step
 from core.engine.block_manager import BlockManager
+from core.engine.drafting import Drafting
 from core.engine.rows import Ints, Rows, Sequence, SortKey
 from core.errors import EngineDeadError
 from core.interfaces.cache import Hit
@@ -32,7 +33,14 @@ MOST_PASSED_OVER = 32
 
 
 class Scheduler:
-    def __init__(self, rows: Rows, blocks: BlockManager, policy: SchedulingPolicy, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        blocks: BlockManager,
+        policy: SchedulingPolicy,
+        max_num_batched_tokens: int,
+        drafting: Drafting | None = None,
+    ) -> None:
         self.waiting: list[Sequence] = []  # sorted by key
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of all sequences ever admitted, each counted once
@@ -41,6 +49,7 @@ class Scheduler:
         self._blocks = blocks
         self._policy = policy
         self._budget = max_num_batched_tokens
+        self._drafting = drafting
         self._arriving: dict[str, tuple[Sequence, tuple[Copying, ...]]] = {}  # held sequences, by request id
 
     def wait(self, sequence: Sequence) -> None:
@@ -49,6 +58,8 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; a placed one gives back its row and pages."""
         if sequence.row >= 0:
+            if self._drafting is not None:
+                self._drafting.forget(sequence.request_id)
             self._arriving.pop(sequence.request_id, None)
             self._blocks.release(sequence.row)
             self._rows.vacate(sequence)
@@ -61,11 +72,12 @@ class Scheduler:
         self._release_arrived()
         self._grow_decoding()
         wanted = np.where(rows.held, 0, rows.length - rows.computed)
-        decoding = np.flatnonzero(wanted == 1)
-        budget = StepBudget(total=self._budget, left=self._budget - len(decoding), num_decodes=len(decoding))
+        decoding, drafted = self._drafted(np.flatnonzero(wanted == 1))
+        left = self._budget - len(decoding) - (0 if drafted is None else int(drafted.sum()))
+        budget = StepBudget(total=self._budget, left=left, num_decodes=len(decoding))
         begun = sorted(rows.at(np.flatnonzero(wanted > 1)), key=_key)
         if not (begun or self.waiting or self._arriving):
-            return build_step(rows, decoding, np.ones_like(decoding), len(decoding)) if len(decoding) else None
+            return self._step(decoding, [], drafted) if len(decoding) else None
         granted = self._prompts(begun, budget)
         if not granted and not len(decoding):
             if not self._arriving:
@@ -81,11 +93,27 @@ class Scheduler:
                     f"no page can be had for request {self.waiting[0].request_id} though nothing runs: "
                     f"{self._blocks.num_available} of {self._blocks.pool.total} are free or reclaimable"
                 )
+        return self._step(decoding, granted, drafted)
+
+    def _drafted(self, decoding: Ints) -> tuple[Ints, Ints | None]:
+        """Decoding rows, those with drafts last, and the number of each one's; None when nobody has any."""
+        numbers = None if self._drafting is None else self._drafting.draft(decoding, self._budget - len(decoding))
+        if numbers is None or not numbers.any():
+            return decoding, None
+        order = np.argsort(numbers > 0, kind="stable")
+        return decoding[order], numbers[order]
+
+    def _step(self, decoding: Ints, granted: list[tuple[int, int]], drafted: Ints | None) -> Step:
+        ones = np.ones_like(decoding)
+        if not granted and drafted is None:
+            return build_step(self._rows, decoding, ones, len(decoding))
         chosen = np.array([row for row, _ in granted], np.int64)
         counts = np.array([number for _, number in granted], np.int64)
-        return build_step(
-            rows, np.concatenate([decoding, chosen]), np.concatenate([np.ones_like(decoding), counts]), len(decoding)
-        )
+        rows, counts = np.concatenate([decoding, chosen]), np.concatenate([ones, counts])
+        if drafted is None:
+            return build_step(self._rows, rows, counts, len(decoding))
+        single = int(np.count_nonzero(drafted == 0))
+        return build_step(self._rows, rows, counts, single, np.concatenate([drafted, np.zeros_like(chosen)]))
 
     def _prompts(self, begun: list[Sequence], budget: StepBudget, insist: bool = False) -> list[tuple[int, int]]:
         """(row, tokens) for each prompt that computes something in this step; waiting sequences are placed on the way."""

@@ -174,6 +174,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     cached_prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    draft_tokens: int = 0  # proposed by a draft proposer and computed
+    accepted_draft_tokens: int = 0  # of these, those that turned out right
     steps: int = 0
     step_seconds: float = 0.0
     schedule_seconds: float = 0.0

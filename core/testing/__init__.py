@@ -41,6 +41,7 @@ pytest.register_assert_rewrite(
             "cache",
             "compute",
             "contract",
+            "drafts",
             "frontend",
             "graph",
             "model",
@@ -58,6 +59,7 @@ from core.testing.blocks import BlockPolicyContract  # noqa: E402 - see above
 from core.testing.cache import CachePolicyContract  # noqa: E402
 from core.testing.compute import ComputeBackendContract  # noqa: E402
 from core.testing.contract import Contract  # noqa: E402
+from core.testing.drafts import DraftProposerContract  # noqa: E402
 from core.testing.frontend import FrontEndContract  # noqa: E402
 from core.testing.graph import GraphBackendContract  # noqa: E402
 from core.testing.model import CheckpointFormatContract, ModelContract  # noqa: E402
@@ -74,6 +76,7 @@ __all__ = [
     "CheckpointFormatContract",
     "ComputeBackendContract",
     "Contract",
+    "DraftProposerContract",
     "FrontEndContract",
     "GraphBackendContract",
     "ModelContract",

@@ -100,6 +100,8 @@ class _EngineCollector(Collector):
             ("cached_prompt_tokens", "prompt tokens found in shared pages", stats.cached_prompt_tokens),
             ("generation_tokens", "tokens generated", stats.generation_tokens),
             ("preemptions", "sequences put back because pages ran out", stats.preemptions),
+            ("draft_tokens", "tokens guessed ahead and computed", stats.draft_tokens),
+            ("accepted_draft_tokens", "tokens guessed ahead and right", stats.accepted_draft_tokens),
             ("engine_steps", "steps of the engine", stats.steps),
             ("engine_step_seconds", "seconds spent in steps", stats.step_seconds),
             ("engine_schedule_seconds", "seconds spent choosing what a step computes", stats.schedule_seconds),

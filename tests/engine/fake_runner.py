@@ -10,6 +10,7 @@ import numpy as np
 
 from core.engine.engine import Engine, EngineConfig
 from core.interfaces.compute import Sampled, StepBatch
+from core.interfaces.drafts import DraftProposer
 from core.interfaces.randomness import uniform
 from core.interfaces.request import Request, SamplingParams, TokenEvent
 from core.interfaces.scheduler import SchedulingPolicy, StepBudget
@@ -155,8 +156,9 @@ class FakeRunner:
             table = batch.page_table[s, positions // self.page_size]
             assert (batch.slots[own] == table.astype(np.int64) * self.page_size + positions % self.page_size).all()
         ends = (starts[1:] - 1).tolist()
-        assert batch.logit_rows.tolist() == [row for row in batch.logit_rows.tolist() if row in ends]
-        assert sorted(batch.logit_rows.tolist()) == batch.logit_rows.tolist()
+        wanted = batch.logit_rows.tolist()
+        assert sorted(set(wanted)) == wanted
+        assert all(row in ends or row + 1 in wanted for row in wanted), "of a sequence the last tokens, in a run"
         assert ends[: batch.num_decodes] == batch.logit_rows[: batch.num_decodes].tolist()
         assert len(batch.sampling) == len(batch.logit_rows)
         positions = np.array([batch.positions[row] + 1 for row in batch.logit_rows], np.int64)
@@ -189,6 +191,30 @@ class FakeRunner:
         return logits
 
 
+class Prophet(DraftProposer):
+    """Knows what greedy requests without penalties say next, and is wrong at every ``slip``-th position."""
+
+    def __init__(self, most: int = 4, most_rows: int = 8, slip: int = 3) -> None:
+        self.most, self.most_rows, self.slip = most, most_rows, slip
+        self.asked: list[str] = []
+        self.seen: list[tuple[int, int]] = []
+        self.forgotten: list[str] = []
+
+    def propose(self, request_id, tokens, most):
+        self.asked.append(request_id)
+        known = tokens.tolist()
+        for _ in range(most):
+            right = int(logits_of(known).argmax())
+            known.append((right + 1) % VOCAB if len(known) % self.slip == 0 else right)
+        return np.array(known[len(tokens) :], np.int32)
+
+    def observe(self, request_id, proposed, accepted):
+        self.seen.append((proposed, accepted))
+
+    def forget(self, request_id):
+        self.forgotten.append(request_id)
+
+
 class Chunks(SchedulingPolicy):
     """As much of each prompt as the step has left."""
 
@@ -212,6 +238,7 @@ def make_engine(
     policy=None,
     cache=None,
     blocks=None,
+    drafts=None,
     copying=(),
 ) -> Engine:
     config = EngineConfig(
@@ -228,7 +255,7 @@ def make_engine(
     policy = policy or (WholePrompts() if budget >= context else Chunks())
     cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget)
     cache.attach_memory(FakeKV(runner, pages, page_size, *copying))
-    return Engine(config, runner, policy, cache, blocks or GlobalBlocks())
+    return Engine(config, runner, policy, cache, blocks or GlobalBlocks(), drafts)
 
 
 def request(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params) -> Request:

@@ -18,6 +18,7 @@ from prefill_chunked.chunked import ChunkedPrefill
 from tests.engine.fake_runner import (
     VOCAB,
     Chunks,
+    Prophet,
     assert_idle,
     collect,
     drain,
@@ -39,9 +40,10 @@ class AnyOrder(RuleBasedStateMachine):
         cache=st.sampled_from([PrivatePages, PrefixPages, *(partial(PrefixPages, host_bytes=pages) for pages in (1, 6, 60))]),
         patience=st.sampled_from([0, 1, 20]),
         blocks=st.sampled_from([(None, 0), (1.0, 0), (1.0, 2), (0.75, 0), (0.75, 1), (0.5, 2)]),
+        drafts=st.sampled_from([None, Prophet, lambda: Prophet(most=9, slip=2), lambda: Prophet(most_rows=2, slip=100)]),
         policy=st.sampled_from([Chunks, lambda: ChunkedPrefill(2, 1, 5), ChunkedPrefill]),
     )
-    def start(self, seqs, page_size, spare, budget, cache, patience, blocks, policy):
+    def start(self, seqs, page_size, spare, budget, cache, patience, blocks, drafts, policy):
         ratio, ahead = blocks
         pages = -(-CONTEXT // page_size)
         self.engine = make_engine(
@@ -53,6 +55,7 @@ class AnyOrder(RuleBasedStateMachine):
             policy=policy(),
             cache=cache(),
             blocks=GlobalBlocks() if ratio is None else PartitionedBlocks(ratio, ahead),
+            drafts=drafts and drafts(),
             copying=(seqs, patience),
         )
         self.made, self.events, self.aborted = {}, {}, set()

@@ -172,6 +172,18 @@ class TestPartitionedInHalves(TestPartitioned):
     section = {"kv_cache_ratio": 0.5, "static_decode_blocks": 0}
 
 
+# --- spec_ngram -------------------------------------------------------------------------------------------------------
+
+
+class TestSpecNgram(testing.PluginContract):
+    plugin = "spec_ngram"
+
+
+class TestNgram(testing.DraftProposerContract):
+    def make(self):
+        return made("spec_ngram", "draft_proposer", "ngram")
+
+
 # --- quant_wint8, quant_wint4 -----------------------------------------------------------------------------------------
 
 
@@ -253,6 +265,42 @@ class TestWint4Rules(testing.RulesContract):
     def odd(self, monkeypatch):
         """A model of whose rows some have 100 weights."""
         monkeypatch.setitem(random_format.SHAPES, "odd", random_format.SHAPES["tiny"] | {"intermediate_size": 100})
+
+
+# --- quant_fp8 ------------------------------------------------------------------------------------------------------
+
+
+class TestQuantFp8(testing.PluginContract):
+    plugin = "quant_fp8"
+
+
+class TestFp8(testing.QuantizerContract):
+    in_features = (256, 577)
+
+    def make(self):
+        return made("quant_fp8", "quantizer", "block_wise_fp8")
+
+    def error_bound(self, weight):
+        """Half of a step: an eighth of the power of two below the weight, or where those are small 2**-9 of the block's scale."""
+        rows, columns = weight.shape
+        size = np.abs(weight.astype(np.float64))
+        filled = np.pad(size, ((0, -rows % 128), (0, -columns % 128)))
+        largest = filled.reshape(len(filled) // 128, 128, -1, 128).max(axis=(1, 3))
+        scale = np.repeat(np.repeat(largest / 448, 128, axis=0), 128, axis=1)[:rows, :columns]
+        return np.maximum(size / 16, scale / 1024) * (1 + 1e-5) + 2.0**-149 * 448
+
+
+class TestFp8Rules(testing.RulesContract):
+    plugin = "quant_fp8"
+    sound = {"quant_fp8.emulate": True}
+    violating = {
+        "fp8-capability": {"quant_fp8.emulate": False},
+        "fp8-on-a-cpu": {"quant_fp8.emulate": False},
+    }
+
+    def machine(self, rule):
+        older = (Gpu("A100", 8.0, 80 << 30, 79 << 30),) if rule == "fp8-capability" else ()
+        return replace(super().machine(rule), devices=older)
 
 
 # --- sampler_standard -------------------------------------------------------------------------------------------------
@@ -590,10 +638,12 @@ def test_every_default_offer_goes_through_a_contract():
         "cache_prefix": {"prefix"},
         "graph_cuda": {"cuda"},
         "kv_blocks": {"global", "partitioned"},
+        "quant_fp8": {"block_wise_fp8"},
         "quant_wint8": {"wint8"},
         "quant_wint4": {"wint4"},
         "sampler_rejection": {"rejection"},
         "sampler_standard": {"standard"},
+        "spec_ngram": {"ngram"},
         "backend_torch": {"torch"},
         "tensor_parallel": {"tensor"},
         "openai_http": {"openai_http"},

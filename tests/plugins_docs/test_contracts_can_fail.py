@@ -21,6 +21,7 @@ CONTRACTS = {
     "cache_policies": testing.CachePolicyContract,
     "checkpoint_formats": testing.CheckpointFormatContract,
     "compute_backends": testing.ComputeBackendContract,
+    "draft_proposers": testing.DraftProposerContract,
     "front_ends": testing.FrontEndContract,
     "graph_backends": testing.GraphBackendContract,
     "models": testing.ModelContract,
