@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
 from core.interfaces.model import DecoderSpec, Tensor, Weight, WeightName, weight_names
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -38,6 +39,10 @@ def _in_order(spec: DecoderSpec, weights: Iterable[Weight]) -> Iterator[Tensor]:
     for expected, weight in zip(weight_names(spec), weights, strict=True):
         if weight.name != expected:
             raise ValueError(f"{weight.name} came where {expected} was due")
+        if weight.packed is not None:
+            raise UserError.of(
+                "transformers cannot load a model that was saved packed", "--model", "compare with the model that was packed"
+            )
         if not weight.tied:
             yield from weight.parts
 

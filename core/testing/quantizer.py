@@ -15,6 +15,10 @@ from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 from core.testing.contract import Contract
 
 Matrix = NDArray[np.float32]
+STORABLE = {
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2", "bool"),
+}
 SMALLEST_HALF = 2.0**-24  # scales may be half precision: what lies below its smallest number may be lost
 
 
@@ -167,6 +171,7 @@ class QuantizerContract(Contract, kit=True):
             packed = self.make().pack(weight)
             for key, array in packed.arrays.items():
                 assert not np.shares_memory(array, weight), f"{key} is a view of the unpacked matrix"
+                assert array.dtype.name in STORABLE, f"{key} is of {array.dtype}, which no checkpoint can hold"
             for key, constant in packed.constants.items():
                 assert isinstance(constant, (int, float, str)), f"constant {key} is no plain number or string"
             expected = self.make().unpack(packed)

@@ -8,7 +8,9 @@ import torch
 import transformers
 
 from core.bench.checkpoint import write_checkpoint
+from core.errors import UserError
 from core.interfaces.model import ModelFolder, weight_names
+from core.interfaces.quantizer import Packed
 from core.models import loading
 from core.models.ernie45 import Ernie45
 from core.models.llama import Llama
@@ -66,3 +68,10 @@ def test_a_scaled_rope_is_told(tmp_path: Path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["rope_parameters"] == {**scaling, "rope_theta": spec.rope_theta}
     assert Llama().spec(config).rope_scaling["factor"] == 2.0
+
+
+def test_packed_weights_are_not_written_as_if_they_were_none(tmp_path):
+    spec, _, weights = canonical(ModelFolder("random:tiny", None, "random"), Ernie45())
+    packed = (replace(weight, packed=Packed((1, 1), {})) for weight in weights)
+    with pytest.raises(UserError, match=r"^transformers cannot load a model that was saved packed\n"):
+        write_checkpoint(tmp_path, spec, packed, "float32")

@@ -119,6 +119,16 @@ class TestKeepsTheLargestAsAConstant(Contract):
             return Packed(packed.shape, packed.arrays, {"largest": float(np.abs(weight).max())})
 
 
+class TestStoresWhatNoFileHolds(Contract):
+    __test__ = True
+    caught_by = "test_the_packed_arrays_hold_everything"
+
+    class implementation(RowInt8):
+        def pack(self, weight):
+            packed = super().pack(weight)
+            return Packed(packed.shape, {**packed.arrays, "scale": packed.arrays["scale"].astype(np.longdouble)})
+
+
 class TestRoundsDown(Contract):
     __test__ = True
     caught_by = "test_the_error_stays_within_its_bound"
