@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from core.hookspecs import hookimpl
-from core.offers import ComputeBackendOffer, Context
+from core.interfaces.rules import Condition, Fact, Remedy, Rule
+from core.offers import Alias, ComputeBackendOffer, Context, RulesOffer, Section
 
 if TYPE_CHECKING:
     from core.interfaces.compute import ComputeBackend
 
 
+class TorchSettings(Section, frozen=True):
+    kernels: Literal["auto", "native", "reference"] = Field(
+        "auto",
+        description="what computes a step's operations: native kernels (on a CPU C++, compiled at first use), the reference in "
+        "plain torch, or auto: native where they can be had",
+    )
+
+
+COMPILER = Fact("torch.compiler", str, "the C++ compiler that makes the native kernels of a CPU; None when there is none")
+PLAIN = Remedy("--torch-kernels reference, for plain torch", {"backend_torch.kernels": "reference"})
+INSTALL = Remedy("install g++ or clang++, or name a compiler by $CXX")
+ON_CPU = Condition("device.kind", "==", "cpu")
+RULES = (
+    Rule(
+        id="native-kernels-without-compiler",
+        when=(ON_CPU, Condition("settings.backend_torch.kernels", "==", "native"), Condition("torch.compiler", "==", None)),
+        reason="the native kernels are compiled on this machine, and no C++ compiler was found",
+        remedies=(INSTALL, PLAIN),
+    ),
+    Rule(
+        id="plain-torch-without-compiler",
+        when=(ON_CPU, Condition("settings.backend_torch.kernels", "==", "auto"), Condition("torch.compiler", "==", None)),
+        reason="no C++ compiler was found: steps are computed by plain torch, which is slower",
+        remedies=(INSTALL, PLAIN),
+        severity="warning",
+    ),
+    Rule(
+        id="native-kernels-in-float16",
+        when=(ON_CPU, Condition("settings.backend_torch.kernels", "==", "native"), Condition("compute.dtype", "==", "float16")),
+        reason="on a CPU the native kernels compute in bfloat16 and float32, not in float16",
+        remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), PLAIN),
+    ),
+)
+
+
 def create(context: Context) -> ComputeBackend:
+    from core.compute.torch_backend import kernels
     from core.compute.torch_backend.backend import TorchBackend
 
-    device = "cpu" if context.facts["device.kind"] == "cpu" else f"cuda:{context.facts.get('parallel.rank', 0)}"
-    return TorchBackend(device, context.facts["compute.dtype"], threads=context.settings["threads"])
+    dtype, threads = context.facts["compute.dtype"], context.settings["threads"]
+    if context.facts["device.kind"] == "cpu":
+        return kernels.on_cpu(context.section.kernels, dtype, threads)
+    return TorchBackend(f"cuda:{context.facts.get('parallel.rank', 0)}", dtype, threads)
 
 
 @hookimpl
@@ -28,4 +69,20 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         requires=("torch",),
         create=create,
         splits=True,
+        settings=TorchSettings,
+        rules=RULES,
+        aliases=(Alias("native kernels, plain torch, or auto", flag="--torch-kernels", sets="kernels"),),
     )
+
+
+@hookimpl
+def register_rules() -> Iterable[RulesOffer]:
+    def derive(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        from core.compute.torch_backend.native.build import NotBuiltError, find_compiler
+
+        try:
+            return {COMPILER.name: find_compiler()}
+        except NotBuiltError:
+            return {COMPILER.name: None}
+
+    yield RulesOffer(name="torch", summary="what can compile kernels here", facts=(COMPILER,), derive=derive)
