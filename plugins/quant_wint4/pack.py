@@ -26,13 +26,20 @@ class GroupInt4(Quantizer):
 
     ``group_size`` 0: one group a row. ``pad``: a row that groups do not divide is filled up with zeros, which are stored.
     ``search``: of several scales for each group, keep the one with the least squared error, each weight's weighed by its size.
+    ``activations``: what a fast path may round activations to. It is no part of the weights' values.
     """
 
     name = "wint4"
     layout = "int4_group"
 
     def __init__(
-        self, group_size: int = 128, *, search: bool = False, pad: bool = False, head: Quantizer | None = None
+        self,
+        group_size: int = 128,
+        *,
+        search: bool = False,
+        pad: bool = False,
+        head: Quantizer | None = None,
+        activations: str = "int8",
     ) -> None:
         """``head``: what packs the head; None leaves it alone."""
         self.roles = LAYERS if head is None else LAYERS | {"head"}
@@ -40,6 +47,7 @@ class GroupInt4(Quantizer):
         self._search = search
         self._pad = pad
         self._head = head
+        self._activations = activations
 
     def of_role(self, role: Role) -> Quantizer:
         return self._head if role == "head" and self._head is not None else self
@@ -65,7 +73,7 @@ class GroupInt4(Quantizer):
             "codes": codes[:, ::2] | codes[:, 1::2] << 4,
             "scale": scale.reshape(rows, -1).astype(ml_dtypes.bfloat16),
         }
-        return Packed((rows, columns), arrays, {"group_size": groups.shape[1]})
+        return Packed((rows, columns), arrays, {"group_size": groups.shape[1], "activations": self._activations})
 
     def unpack(self, packed: Packed) -> Matrix:
         stored = packed.arrays["codes"]
@@ -87,7 +95,8 @@ class GroupInt4(Quantizer):
         if group:
             scale = scale[:, first // group : end // group]
         arrays = {"codes": np.ascontiguousarray(codes), "scale": np.ascontiguousarray(scale)}
-        return Packed((packed.shape[0], last - first), arrays, {"group_size": group or end - first})
+        constants = {**packed.constants, "group_size": group or end - first}
+        return Packed((packed.shape[0], last - first), arrays, constants)
 
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features, self._group_size)

@@ -20,6 +20,10 @@ class Wint4Settings(Section, frozen=True):
     search: bool = Field(False, description="try several scales for each group and keep the best: slower to load, closer")
     pad: bool = Field(False, description="fill up rows that groups do not divide, with zeros that are stored")
     head: bool = Field(True, description="pack the output head too, in eight bits, as a copy of its own where it is tied")
+    activations: Literal["int8", "int16"] = Field(
+        "int8",
+        description="what native kernels of a CPU round activations to, blocks of 32 with scales of their own: fast, or exact",
+    )
 
     @field_validator("group_size", mode="before")
     @classmethod
@@ -59,14 +63,15 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         from quant_wint4.pack import GroupInt4, RowInt8
 
         section: Wint4Settings = context.section
-        head = RowInt8() if section.head else None
-        return GroupInt4(section.group_size, search=section.search, pad=section.pad, head=head)
+        head = RowInt8(section.activations) if section.head else None
+        return GroupInt4(section.group_size, search=section.search, pad=section.pad, head=head, activations=section.activations)
 
     yield QuantizerOffer(
         name="wint4",
         summary="four bits a weight, one scale for each group of a row",
         bits=4,
         stored_bits=stored_bits,
+        at_load=frozenset({"activations"}),
         create=create,
         settings=Wint4Settings,
         rules=(

@@ -15,7 +15,7 @@ LARGEST = np.float32(127)
 class RowInt8(Quantizer):
     """weight[n, k] = codes[n, k] * scale[n]; the largest weight of a row is 127 steps from zero.
 
-    ``activations``: what a fast path may round activations to, by token. It is no part of the weights' values.
+    ``activations``: what a fast path may round activations to. It is no part of the weights' values.
     """
 
     name = "wint8"

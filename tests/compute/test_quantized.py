@@ -70,15 +70,12 @@ def test_sixteen_bit_activations_cost_nothing_that_can_be_seen(shape, dtype):
     assert error(logits, x, values) < 4e-4
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_eight_bit_activations_are_within_their_rounding(shape):
-    packed, values = int8(*shape, "int8")
-    x = activations(9, shape[1])
-    out = quantized.int8_row("o", packed, BF16)(x).double()
-    # half a step for each activation, of which the largest is 127 steps
-    bound = (x.double().abs().amax(1, keepdim=True) / 254) * torch.from_numpy(values).double().abs().sum(1)
-    right = x.double() @ torch.from_numpy(values).double().T
-    assert ((out - right).abs() <= bound + 0.01 * right.abs()).all()
+def test_eight_bit_activations_are_sixteen_here():
+    packed, values = int8(96, 80, "int8")
+    x = activations(9, 80)
+    placed = quantized.int8_row("o", packed, BF16)
+    assert placed.format == "int8 a row, 16-bit activations by token"
+    assert error(placed.logits(x), x, values) < 4e-4
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256, 576])
@@ -99,7 +96,7 @@ def test_four_bits_with_rows_filled_up():
     assert error(placed(x), x, values) < 5e-3
 
 
-@pytest.mark.parametrize("kind", ["int8", "int16", "int4"])
+@pytest.mark.parametrize("kind", ["int16", "int4"])
 def test_a_row_is_the_same_whoever_is_beside_it(kind):
     packed, _ = int4(2560, 1024, 128) if kind == "int4" else int8(2560, 1024, kind)
     placed = quantized.CPU_KERNELS["int4_group" if kind == "int4" else "int8_row"]("qkv", packed, BF16)
@@ -114,9 +111,8 @@ def test_a_row_is_the_same_whoever_is_beside_it(kind):
     assert torch.equal(placed(loud)[0], placed(x[:8])[0]), "a neighbour's size reaches this row"
 
 
-@pytest.mark.parametrize("kind", ["int8", "int16"])
-def test_a_token_of_zeros_and_one_that_is_no_number(kind):
-    packed, _ = int8(96, 80, kind)
+def test_a_token_of_zeros_and_one_that_is_no_number():
+    packed, _ = int8(96, 80, "int16")
     placed = quantized.int8_row("o", packed, BF16)
     x = activations(3, 80)
     x[0] = 0
@@ -128,7 +124,7 @@ def test_a_token_of_zeros_and_one_that_is_no_number(kind):
 
 
 def test_what_is_held_is_what_is_said():
-    for packed in (int8(2560, 1024, "int8")[0], int4(2560, 1024, 128)[0]):
+    for packed in (int8(2560, 1024, "int16")[0], int4(2560, 1024, 128)[0]):
         layout = "int8_row" if "activations" in packed.constants else "int4_group"
         placed = quantized.CPU_KERNELS[layout]("qkv", packed, BF16)
         assert packed.nbytes <= placed.nbytes < packed.nbytes * 1.04

@@ -10,7 +10,7 @@ from torch import Tensor
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
 from core.compute.torch_backend.linear import TorchLinear
-from core.compute.torch_backend.native import library
+from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
 from core.compute.torch_backend.native.linear import NativeTarget
 from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
@@ -18,6 +18,7 @@ from core.compute.torch_backend.step import Step
 from core.interfaces.compute import DType, KVCache, Linear, StepBatch
 from core.interfaces.model import DecoderSpec
 
+linear.NATIVE_KERNELS |= packed.KERNELS
 log = logging.getLogger("dovetail.compute")
 DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
 

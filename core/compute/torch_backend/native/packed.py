@@ -1,0 +1,82 @@
+"""Weights in eight or four bits as quantizers pack them, times activations rounded to eight bits or sixteen, in native code."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from core.compute.torch_backend.linear import QuantizedKernel, Target, TorchLinear, borrowed
+from core.compute.torch_backend.native import library
+from core.compute.torch_backend.native.library import ADDRESS, NUMBER
+from core.compute.torch_backend.native.linear import NativeLinear, NativeTarget
+from core.compute.torch_backend.native.memory import HugePages
+from core.interfaces.model import Role
+from core.interfaces.quantizer import Packed
+
+BLOCK = 32  # activations that share a scale; groups of weights are whole blocks
+PANEL = 32  # outputs that lie side by side
+MOST_TOKENS = 64
+"""Of a step, up to which what surrounds the product is computed with it; beyond, the product alone writes less."""
+
+
+class PackedLinear(NativeLinear):
+    """Layout "int8_row" or "int4_group", times activations in blocks of 32, each block with a scale of its own.
+
+    Products are summed exactly within a block, and blocks in one order whatever else is multiplied: a row comes out the same
+    to the last bit, alone or among others. Sixteen bits are two digits in base 254, each multiplied as a row.
+    """
+
+    def __init__(self, role: Role, packed: Packed, memory: HugePages) -> None:
+        codes, scale = borrowed(packed.arrays["codes"]).contiguous(), borrowed(packed.arrays["scale"])
+        rows, columns = packed.shape
+        bits = 8 if codes.dtype == torch.int8 else 4
+        digits = 1 if packed.constants.get("activations") == "int8" else 2
+        groups = scale.shape[1] if scale.dim() == 2 else 1
+        group = int(packed.constants["group_size"]) if groups > 1 else 0
+        panels, blocks = -(-rows // PANEL), -(-columns // BLOCK)
+        self._codes = memory.empty((panels * PANEL * blocks * BLOCK * bits // 8,), torch.uint8)
+        self._scale = memory.empty((panels, groups, PANEL), scale.dtype if group else torch.float32)
+        filled = functional.pad(scale.view(rows, groups), (0, 0, 0, panels * PANEL - rows))
+        self._scale.copy_(filled.view(panels, PANEL, groups).transpose(1, 2))
+        name = "a row" if not group else f"in groups of {group}"
+        nbytes = self._codes.nbytes + self._scale.nbytes
+        super().__init__(role, packed.shape, nbytes, f"int{bits} {name}, {8 * digits}-bit activations in blocks of {BLOCK}")
+        new = library.function("packed_new", *(NUMBER,) * 5, ADDRESS, ADDRESS, result=ADDRESS)
+        sizes = rows, columns, group, bits, digits
+        self.describe(new(*sizes, self._codes.data_ptr(), self._scale.data_ptr()), MOST_TOKENS)
+        arrange = library.function("packed_arrange", ADDRESS, ADDRESS, NUMBER)
+        arrange(self.native, codes.data_ptr(), codes.shape[1])
+        self._multiply = library.function("packed_multiply", ADDRESS, NUMBER, ADDRESS, NUMBER, NUMBER, ADDRESS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x, x.dtype)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._product(x, torch.float32)
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty((len(x), self.out_features), dtype=dtype)
+        kinds = x.dtype == torch.bfloat16, dtype == torch.bfloat16
+        self._multiply(self.native, kinds[0], x.data_ptr(), len(x), kinds[1], out.data_ptr())
+        return out
+
+
+def instructions() -> str:
+    """What the products are made of here: "avx512 vnni", "avx vnni", "avx2"; nothing where there are none."""
+    text: bytes = library.function("packed_instructions", result=ctypes.c_char_p)()
+    return text.decode()
+
+
+def placed(role: Role, packed: Packed, target: Target) -> TorchLinear | None:
+    assert isinstance(target, NativeTarget)
+    group = int(packed.constants.get("group_size", 0))
+    several = packed.arrays["scale"].ndim == 2 and packed.arrays["scale"].shape[1] > 1
+    fits = not (several and group % BLOCK)
+    return PackedLinear(role, packed, target.memory) if fits and instructions() else None
+
+
+KERNELS: dict[str, QuantizedKernel] = {"int8_row": placed, "int4_group": placed}

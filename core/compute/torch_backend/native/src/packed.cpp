@@ -1,0 +1,338 @@
+// Matrices packed in eight or four bits, times activations rounded to eight or sixteen.
+//
+// A row of activations is rounded in blocks of 32, each with a scale of its own, to one digit or two. Products are summed
+// exactly within a block, and blocks in float32 in their order: a row's result hangs on nothing but the row.
+
+//
+// Where lanes.h has nothing for a machine there is none of this, and packed_instructions() says so.
+#include "lanes.h"
+#include "linear.h"
+#include "scratch.h"
+#include "team.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#ifdef LANES_IN
+
+namespace {
+
+using namespace lanes;
+
+constexpr int64_t BLOCK = 32;       // activations to a scale
+constexpr int64_t STEPS = 8;        // of a block: a lane sums four products at a time
+constexpr int64_t PANEL = 2 * LANES;
+constexpr int64_t CHUNK = 384;      // tokens held rounded at a time
+constexpr int64_t NEAR = 8192;      // bytes before the codes being read that the next ones are asked for
+constexpr int64_t FEW = 4;          // tokens that one thread rounds as soon as several would
+constexpr int64_t TASK = 1 << 17;   // bytes of codes worth a task of their own
+constexpr float SECOND = 254.f;     // steps of the second digit in one of the first
+constexpr float SMALLEST = 1e-30f;  // a block with nothing larger counts as zeros
+
+// `codes`: unsigned bytes [panels, blocks, 2, STEPS, 16 outputs, 4]; in four bits two steps share a byte's halves, the earlier
+// the low one. `scales`: float32 [panels, 32], or of groups bfloat16 [panels, groups, 32]. Filled up with zeros.
+struct Packed : Linear {
+    int64_t group; // inputs to a scale; 0: all
+    int64_t bits, digits;
+    uint8_t *codes;
+    const void *scales;
+
+    int64_t panels() const { return (out_features + PANEL - 1) / PANEL; }
+    int64_t blocks() const { return (in_features + BLOCK - 1) / BLOCK; }
+    int64_t groups() const { return (in_features + group - 1) / group; }
+    int64_t block_bytes() const { return PANEL * BLOCK * bits / 8; }
+    int64_t panel_bytes() const { return blocks() * block_bytes(); }
+    int64_t row_bytes() const { return prepared_bytes / digits; }
+    int64_t zero() const { return bits == 8 ? 128 : 8; }
+};
+
+// A block of activations. A row is as many as the matrix has blocks; a token has a row for each digit.
+struct Rounded {
+    int8_t digits[BLOCK];
+    float unit;
+    int32_t offset; // takes away again what the codes' zero adds
+};
+
+const Rounded &row(const Rounded *first, int64_t bytes, int number) {
+    return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(first) + number * bytes);
+}
+
+float widened(uint16_t x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+uint16_t narrowed(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest);
+}
+
+// --- activations -----------------------------------------------------------------------------------------------------------
+
+int32_t put(const float *whole, int8_t *digits) {
+    int32_t sum = 0;
+    for (int i = 0; i < BLOCK; ++i) {
+        digits[i] = int8_t(int32_t(whole[i]));
+        sum += int32_t(whole[i]);
+    }
+    return sum;
+}
+
+void round_block(const float *x, int32_t zero, Rounded &first, Rounded *second) {
+    uint32_t bits[BLOCK], largest = 0;
+    memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < BLOCK; ++i) {
+        const uint32_t size = bits[i] & 0x7fffffff; // orders as the numbers do, and what is no number comes last
+        largest = size > largest ? size : largest;
+    }
+    float most;
+    memcpy(&most, &largest, 4);
+    const bool finite = largest < 0x7f800000;
+    const bool some = finite && most >= SMALLEST;
+    const float inverse = some ? 127.f / most : 0.f;
+    const float magic = 12582912.f; // 1.5 * 2^23: added and taken away, it leaves a whole number
+    float steps[BLOCK], whole[BLOCK];
+    for (int i = 0; i < BLOCK; ++i) {
+        steps[i] = some ? x[i] * inverse : 0.f;
+        whole[i] = (steps[i] + magic) - magic;
+    }
+    first.unit = some ? most / 127.f : finite ? 0.f : NAN;
+    first.offset = -zero * put(whole, first.digits);
+    if (!second) return;
+    for (int i = 0; i < BLOCK; ++i) whole[i] = ((steps[i] - whole[i]) * SECOND + magic) - magic;
+    second->unit = first.unit / SECOND;
+    second->offset = -zero * put(whole, second->digits);
+}
+
+template <class Read> void round_token(const Packed &m, void *prepared, Read read) {
+    Rounded *first = static_cast<Rounded *>(prepared), *second = nullptr;
+    if (m.digits == 2) second = reinterpret_cast<Rounded *>(static_cast<char *>(prepared) + m.row_bytes());
+    float values[BLOCK];
+    for (int64_t block = 0; block < m.blocks(); ++block) {
+        const int64_t start = block * BLOCK, left = m.in_features - start;
+        if (left >= BLOCK)
+            for (int i = 0; i < BLOCK; ++i) values[i] = read(start + i);
+        else
+            for (int i = 0; i < BLOCK; ++i) values[i] = i < left ? read(start + i) : 0.f;
+        round_block(values, int32_t(m.zero()), first[block], second ? second + block : nullptr);
+    }
+}
+
+void round_token_of(const Packed &m, void *prepared, const void *x, bool bfloat16) {
+    if (bfloat16)
+        round_token(m, prepared, [&](int64_t i) { return widened(static_cast<const uint16_t *>(x)[i]); });
+    else
+        round_token(m, prepared, [&](int64_t i) { return static_cast<const float *>(x)[i]; });
+}
+
+// --- the product -----------------------------------------------------------------------------------------------------------
+
+// What to bring nearer meanwhile: some lines of memory with every block.
+struct Ahead {
+    const uint8_t *at, *end;
+    int64_t lines;
+};
+
+// Of the TILES x 16 outputs that `codes` and `scales` begin with. `group`: blocks to a scale. `apart`: bytes between rows of x.
+template <int N, int BITS, bool GROUPED>
+inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks, int64_t group, const Rounded *x,
+                    int64_t apart, Ahead &ahead, Floats (&sum)[N][TILES]) {
+    constexpr int64_t HALF = LANES * BLOCK * BITS / 8;
+    Floats scale[TILES] = {};
+    int64_t left = 0;
+    for (int64_t block = 0; block < blocks; ++block, ++x, codes += 2 * HALF) {
+        for (int64_t line = 0; line < ahead.lines && ahead.at < ahead.end; ++line, ahead.at += 64)
+            __builtin_prefetch(ahead.at, 0, 2);
+        Ints dots[N][TILES];
+        for (int n = 0; n < N; ++n)
+            for (int t = 0; t < TILES; ++t) dots[n][t] = ints(row(x, apart, n).offset);
+#pragma GCC unroll 8
+        for (int step = 0; step < STEPS; ++step) {
+            Codes c[TILES];
+            for (int t = 0; t < TILES; ++t) {
+                if (BITS == 8) {
+                    c[t] = load(codes + t * HALF + step * 64);
+                } else {
+                    const Codes both = load(codes + t * HALF + step / 2 * 64);
+                    c[t] = step % 2 ? high_halves(both) : low_halves(both);
+                }
+            }
+            for (int n = 0; n < N; ++n) {
+                int32_t four;
+                memcpy(&four, row(x, apart, n).digits + 4 * step, 4);
+                for (int t = 0; t < TILES; ++t)
+                    dots[n][t] = BITS == 8 ? dot(dots[n][t], c[t], four) : dot_small(dots[n][t], c[t], four);
+            }
+        }
+        if (GROUPED && left == 0) {
+            for (int t = 0; t < TILES; ++t) scale[t] = load_bf16(scales + t * LANES);
+            scales += PANEL;
+            left = group;
+        }
+        --left;
+        for (int n = 0; n < N; ++n)
+            for (int t = 0; t < TILES; ++t) {
+                Floats part = floats(dots[n][t]);
+                if (GROUPED) part = mul(part, scale[t]);
+                sum[n][t] = mul_add(part, floats(row(x, apart, n).unit), sum[n][t]);
+            }
+    }
+}
+
+struct Out {
+    void *at; // [tokens, outputs from `first` on]
+    int64_t stride, first;
+    bool bfloat16;
+};
+
+void write(const float *values, int64_t number, const Out &out, int64_t token, int64_t output) {
+    const int64_t start = token * out.stride + output - out.first;
+    if (out.bfloat16)
+        for (int64_t i = 0; i < number; ++i) static_cast<uint16_t *>(out.at)[start + i] = narrowed(values[i]);
+    else
+        memcpy(static_cast<float *>(out.at) + start, values, 4 * number);
+}
+
+// A panel times N rows.
+template <int N, int BITS, bool GROUPED>
+void multiply(const Packed &m, int64_t panel, const Rounded *x, Ahead &ahead, const Out &out, int64_t token) {
+    alignas(64) float values[N][PANEL];
+    for (int half = 0; half < 2; half += TILES) {
+        const uint8_t *codes = m.codes + panel * m.panel_bytes() + half * (m.block_bytes() / 2);
+        const uint16_t *scales = nullptr;
+        if (GROUPED) scales = static_cast<const uint16_t *>(m.scales) + panel * m.groups() * PANEL + half * LANES;
+        Floats sum[N][TILES];
+        for (int n = 0; n < N; ++n)
+            for (int t = 0; t < TILES; ++t) sum[n][t] = floats(0.f);
+        product<N, BITS, GROUPED>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
+        for (int t = 0; t < TILES; ++t) {
+            const int64_t first = (half + t) * LANES;
+            Floats scale = floats(1.f);
+            if (!GROUPED) scale = load_floats(static_cast<const float *>(m.scales) + panel * PANEL + first);
+            for (int n = 0; n < N; ++n) store(values[n] + first, mul(sum[n][t], scale));
+        }
+    }
+    const int64_t left = m.out_features - panel * PANEL;
+    for (int n = 0; n < N; n += m.digits) {
+        for (int i = 0; m.digits == 2 && i < PANEL; ++i) values[n][i] += values[n + 1][i];
+        write(values[n], left < PANEL ? left : PANEL, out, token + n / m.digits, panel * PANEL);
+    }
+}
+
+using Multiply = void (*)(const Packed &, int64_t, const Rounded *, Ahead &, const Out &, int64_t);
+
+template <int BITS, bool GROUPED, int N = ROWS> Multiply of_height(int64_t rows) {
+    if constexpr (N > 1)
+        if (rows < N) return of_height<BITS, GROUPED, N - 1>(rows);
+    return multiply<N, BITS, GROUPED>;
+}
+
+Multiply kernel(const Packed &m, int64_t rows) {
+    if (m.bits == 8) return of_height<8, false>(rows);
+    return m.group ? of_height<4, true>(rows) : of_height<4, false>(rows);
+}
+
+// Tokens fall into tiles of nearly the same height. While they are multiplied by a panel, the next one comes nearer.
+void some_panels(const Packed &m, const void *prepared, int64_t tokens, int64_t first, int64_t last, const Out &out) {
+    const int64_t most = ROWS / m.digits, tiles = (tokens + most - 1) / most;
+    const int64_t lines = (m.block_bytes() / 64 + tiles - 1) / tiles;
+    Ahead ahead{m.codes + first * m.panel_bytes() + (tiles == 1 ? NEAR : m.panel_bytes()), m.codes + last * m.panel_bytes(), lines};
+    for (int64_t panel = first; panel < last; ++panel) {
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t token = tokens * tile / tiles, rows = (tokens * (tile + 1) / tiles - token) * m.digits;
+            const void *x = static_cast<const char *>(prepared) + token * m.prepared_bytes;
+            kernel(m, rows)(m, panel, static_cast<const Rounded *>(x), ahead, out, token);
+        }
+    }
+}
+
+// --- as a Linear -----------------------------------------------------------------------------------------------------------
+
+void prepare(const Linear *linear, const float *x, void *prepared) {
+    round_token_of(static_cast<const Packed &>(*linear), prepared, x, false);
+}
+
+void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
+    const Out to{out, stride, first, false};
+    some_panels(static_cast<const Packed &>(*linear), prepared, tokens, first / PANEL, (last + PANEL - 1) / PANEL, to);
+}
+
+} // namespace
+
+EXPORT int64_t packed_code_bytes(int64_t outputs, int64_t inputs, int64_t bits) {
+    return (outputs + PANEL - 1) / PANEL * PANEL * ((inputs + BLOCK - 1) / BLOCK * BLOCK) * bits / 8;
+}
+
+EXPORT void *packed_new(int64_t outputs, int64_t inputs, int64_t group, int64_t bits, int64_t digits, void *codes,
+                        const void *scales) {
+    Packed *m = static_cast<Packed *>(malloc(sizeof(Packed)));
+    if (!m) return nullptr;
+    m->prepare = prepare;
+    m->rows = rows;
+    m->out_features = outputs;
+    m->in_features = inputs;
+    m->block = PANEL;
+    m->group = group;
+    m->bits = bits;
+    m->digits = digits;
+    m->codes = static_cast<uint8_t *>(codes);
+    m->scales = scales;
+    m->prepared_bytes = digits * ((m->blocks() * int64_t(sizeof(Rounded)) + 63) / 64 * 64);
+    return m;
+}
+
+// Lays out rows as a quantizer has them: signed bytes, or halves of which the even column's is the low one.
+EXPORT void packed_arrange(void *address, const uint8_t *from, int64_t row_bytes) {
+    const Packed &m = *static_cast<Packed *>(address);
+    team::each(m.panels(), [&](int64_t panel) {
+        uint8_t *to = m.codes + panel * m.panel_bytes();
+        const auto code = [&](int64_t row, int64_t column) -> int {
+            if (row >= m.out_features || column >= m.in_features) return int(m.zero());
+            const uint8_t *stored = from + row * row_bytes;
+            return m.bits == 8 ? stored[column] ^ 128 : stored[column / 2] >> column % 2 * 4 & 15;
+        };
+        for (int64_t block = 0; block < m.blocks(); ++block)
+            for (int64_t half = 0; half < 2; ++half)
+                for (int64_t step = 0; step < STEPS; step += 8 / m.bits)
+                    for (int64_t lane = 0; lane < LANES; ++lane)
+                        for (int64_t i = 0; i < 4; ++i) {
+                            const int64_t row = panel * PANEL + half * LANES + lane, column = block * BLOCK + step * 4 + i;
+                            *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
+                        }
+    });
+}
+
+// x [tokens, inputs] -> out [tokens, outputs], either in bfloat16 or in float32.
+EXPORT void packed_multiply(const void *address, int64_t bfloat16, const void *x, int64_t tokens, int64_t out_bfloat16,
+                            void *out) {
+    static thread_local Scratch scratch;
+    const Packed &m = *static_cast<const Packed *>(address);
+    const int64_t token_bytes = m.in_features * (bfloat16 ? 2 : 4), out_bytes = m.out_features * (out_bfloat16 ? 2 : 4);
+    const int64_t panels = (TASK + m.panel_bytes() - 1) / m.panel_bytes();
+    for (int64_t done = 0; done < tokens; done += CHUNK) {
+        const int64_t number = tokens - done < CHUNK ? tokens - done : CHUNK;
+        char *prepared = scratch.take(number * m.prepared_bytes);
+        team::blocks(number, FEW, [&](int64_t first, int64_t last) {
+            for (int64_t token = first; token < last; ++token)
+                round_token_of(m, prepared + token * m.prepared_bytes,
+                               static_cast<const char *>(x) + (done + token) * token_bytes, bfloat16);
+        });
+        const Out to{static_cast<char *>(out) + done * out_bytes, m.out_features, 0, out_bfloat16 != 0};
+        team::blocks(m.panels(), panels,
+                     [&](int64_t first, int64_t last) { some_panels(m, prepared, number, first, last, to); });
+    }
+}
+
+EXPORT const char *packed_instructions() { return LANES_IN; }
+
+#else
+
+EXPORT const char *packed_instructions() { return ""; }
+
+#endif
