@@ -108,11 +108,13 @@ def _telling_origins(plan: Plan) -> Iterator[None]:
 def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
     from core.compose.build import checkpoint_formats
     from core.models.loading import read_config
+    from core.models.sources import text_files
     from core.text import generation_defaults
     from core.text.chat_template import load_chat_template
     from core.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(plan.model, read_config(plan.model, checkpoint_formats(plan)))
+    folder = text_files(plan.model, plan.settings)
+    tokenizer = load_tokenizer(folder, read_config(plan.model, checkpoint_formats(plan)))
     settings = plan.settings
     card = ModelCard(
         name=settings["model"],
@@ -122,7 +124,8 @@ def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
         created=int(time.time()),
         defaults=generation_defaults(plan.model),
     )
-    return tokenizer, load_chat_template(plan.model, settings["chat_template"], tokenizer), card
+    template = load_chat_template(folder, settings["chat_template"], tokenizer)
+    return tokenizer, template or load_chat_template(plan.model, None, tokenizer), card
 
 
 class _Terminated(BaseException):

@@ -1,7 +1,8 @@
 """Writes the generated pages of docs/, or checks that they are current: python docs/build.py [--check | --write].
 
 ``docs/plugins/hooks.md`` is what ``core/hookspecs.py`` and ``core/offers.py`` say, in their order and in their words;
-``docs/plugins/facts.md`` lists the core's facts, and the rules of the core and of the plugins that come with it.
+``docs/plugins/facts.md`` lists the core's facts, and the rules of the core and of the plugins that come with it. The modules
+beside this one write a page each: parameters, FastDeploy's flags, and what goes together.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import page_compatibility
+import page_fastdeploy
+import page_parameters
 
 from core import hookspecs, offers
 from core.compose.core_rules import CORE_RULES
@@ -26,6 +34,9 @@ from core.plugin_manager import PluginManager
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "plugins" / "hooks.md"
 FACTS = ROOT / "docs" / "plugins" / "facts.md"
+PARAMETERS = ROOT / "docs" / "parameters.md"
+FROM_FASTDEPLOY = ROOT / "docs" / "from-fastdeploy.md"
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 
 INTRODUCTION = """\
 <!-- Generated from core/hookspecs.py and core/offers.py by docs/build.py: change those, then run `nox -s docs -- --write`. -->
@@ -96,11 +107,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="fail when a page is not current (the default)")
     parser.add_argument("--write", action="store_true", help="write the pages")
     given = parser.parse_args(argv)
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    current = pages()
+    stale = [path for path, text in current.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         name = path.relative_to(ROOT)
         if given.write:
-            path.write_text(pages()[path], encoding="utf-8")
+            path.write_text(current[path], encoding="utf-8")
             sys.stdout.write(f"{name}: written\n")
         else:
             sys.stderr.write(f"{name} is not what the code says: run `nox -s docs -- --write`\n")
@@ -109,7 +121,15 @@ def main(argv: list[str]) -> int:
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it ought to say."""
-    return {HOOKS: hooks_page(), FACTS: facts_page()}
+    manager = PluginManager.discover()
+    theirs = importlib.import_module("fastdeploy_compat.theirs")
+    return {
+        HOOKS: hooks_page(),
+        FACTS: facts_page(),
+        PARAMETERS: page_parameters.page(manager),
+        FROM_FASTDEPLOY: page_fastdeploy.page(manager, theirs.FLAGS, theirs.VARIABLES),
+        COMPATIBILITY: page_compatibility.page(manager),
+    }
 
 
 def facts_page() -> str:
@@ -118,7 +138,8 @@ def facts_page() -> str:
     rules = [rule_section("the core", rule) for rule in CORE_RULES]
     for plugin in PluginManager.discover().plugins:
         if plugin.provenance.startswith("dovetail-serve "):
-            rules += [rule_section(f"plugin `{plugin.name}`", rule) for offer in plugin.offers for rule in offer.rules]
+            offered = {rule.id: rule for offer in plugin.offers for rule in (*offer.rules, *offer.idle_rules)}
+            rules += [rule_section(f"plugin `{plugin.name}`", rule) for rule in offered.values()]
     return FACTS_PAGE.format(facts=facts, rules="\n".join(rules))
 
 

@@ -52,6 +52,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
         "huggingface", description="the hub a name that is no local folder is fetched from"
     )
     model_cache: str | None = Field(None, description="folder for fetched models; default: the user's cache folder")
+    tokenizer: str | None = Field(None, description="a folder, or a name on the hub, of another tokenizer than the model's own")
     chat_template: str | None = Field(None, description="a Jinja file, or the template itself; default: the checkpoint's own")
     backend: str = Field("auto", description="compute backend")
     sampler: str = Field("auto", description="how tokens are drawn")

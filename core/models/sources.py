@@ -54,6 +54,26 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
     return ModelFolder(model, folder, "safetensors")
 
 
+def text_files(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
+    """Where tokenizer and chat template lie: with the model, unless ``tokenizer`` names another place.
+
+    :raises UserError: when there is no such place.
+    """
+    name = settings.get("tokenizer")
+    if name in (None, folder.name):
+        return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelFolder(name, path.absolute(), "tokenizer")
+    if HUB_NAME.fullmatch(name) is None:
+        raise UserError.of(
+            f"there is no folder {name} for the tokenizer",
+            "tokenizer",
+            "give a folder that has tokenizer.json or tokenizer.model, or OWNER/NAME on a hub",
+        )
+    return ModelFolder(name, download(name, settings, LIGHT), "tokenizer")
+
+
 def is_here(model: str) -> bool:
     """Whether ``resolve`` needs nothing from elsewhere for it."""
     return model.startswith(RANDOM) or Path(model).expanduser().exists()

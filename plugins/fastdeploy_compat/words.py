@@ -96,9 +96,12 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("later", NEW_WEIGHTS, "--rsync-config"),
     *_flags("later", "reasoning as a field of its own", "--reasoning-parser"),
     *_flags("later", "calls of tools", "--tool-call-parser", "--tool-parser-plugin"),
-    *(
-        ForeignWord(OTHER_FORMAT, "refuses", flag="--quantization", values=(name,), remedy="--quantization wint8, or wint4")
-        for name in ("w4a8", "w4afp8", "w8a8", "wfp8afp8", "tensor_wise_fp8", "wint2", "modelopt_fp4", "mxfp4", "kvcache")
+    ForeignWord(
+        OTHER_FORMAT,
+        "refuses",
+        flag="--quantization",
+        values=("w4a8", "w4afp8", "w8a8", "wfp8afp8", "tensor_wise_fp8", "wint2", "modelopt_fp4", "mxfp4", "kvcache"),
+        remedy="--quantization wint8, or wint4",
     ),
     ForeignWord(
         "a format for each kind of layer is for models with experts; --quantization wint4 is four bits for every layer here",
@@ -114,7 +117,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("warns", TEXT_ONLY, "--max-encoder-cache", "--max-processor-cache", fine=("-1", "0")),
     *_flags("warns", TEXT_ONLY, "--deploy-modality", fine=("text",)),
     # what is generated
-    *_flags("later", "guessing several tokens ahead", "--speculative-config"),
     *_flags("later", "output by a schema or grammar", "--guided-decoding-backend", fine=("off",)),
     *_flags("later", "output by a schema or grammar", "--guided-decoding-disable-any-whitespace", switch=True),
     *_flags("none", "log-probabilities can always be asked for", "--enable-logprob", switch=True),
@@ -131,7 +133,6 @@ FLAGS: tuple[ForeignWord, ...] = (
         remedy="--dtype float32 computes all of the model in it",
     ),
     # several devices
-    *_flags("later", "one model over several devices", "--tensor-parallel-size", "-tp", fine=("1",)),
     *_flags("later", OTHER_SERVERS, "--data-parallel-size", fine=("1",)),
     *_flags("later", OTHER_SERVERS, "--local-data-parallel-id", fine=("0",)),
     *_flags("later", "one model over several hosts", "--ips", fine=("0.0.0.0", "127.0.0.1", "localhost")),
@@ -191,7 +192,12 @@ VARIABLES: tuple[ForeignWord, ...] = (
         "refuses", "these are factors of the model, which config.json says", "COMPRESSION_RATIO", "ROPE_THETA", fine=()
     ),
     *_variables("warns", "the format that block_wise_fp8 has here is fixed", "FD_FP8_QUANT_WITH_POW2SCALE"),
-    *_variables("later", "guessing several tokens ahead", "SPECULATE_VERIFY_USE_TOPK", "SPECULATE_VERIFY_USE_TARGET_SAMPLING"),
+    *_variables(
+        "warns",
+        "a guess is taken where it is the token that would be drawn",
+        "SPECULATE_VERIFY_USE_TOPK",
+        "SPECULATE_VERIFY_USE_TARGET_SAMPLING",
+    ),
     *_variables("later", "output by a schema or grammar", "FD_FILL_BITMASK_BATCH", fine=("4",)),
     *_variables("later", "output by a schema or grammar", "FD_GUIDANCE_DISABLE_ADDITIONAL", fine=("1",)),
     *_variables("later", "output by a schema or grammar", "FD_LLGUIDANCE_LOG_LEVEL"),

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import tokenizers
 
 import core.compose.build
 import core.engine.client
@@ -176,3 +177,27 @@ def test_the_engine_in_this_process(monkeypatch, caplog):
         assert part.text == "BCD"
     finally:
         local.close()
+
+
+def test_another_tokenizer_than_the_models_own(monkeypatch, tmp_path):
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "three": 3, "words": 4, "more": 5}, unk_token="<unk>")
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.save(str(tmp_path / "tokenizer.json"))
+
+    async def visit(service):
+        return service.tokenizer.encode("three more words"), service.chat_template is not None
+
+    _, found = served(monkeypatch, visit, plan(tokenizer=str(tmp_path)))
+    assert found == ([3, 5, 4], True)
+
+
+def test_a_tokenizer_that_is_not_there(monkeypatch):
+    with pytest.raises(UserError) as error:
+        served(monkeypatch, never, dataclasses.replace(plan(tokenizer="./nowhere"), origins={"tokenizer": "--tokenizer"}))
+    assert str(error.value) == (
+        "there is no folder ./nowhere for the tokenizer\n"
+        "  set by: --tokenizer\n"
+        "  remedy: give a folder that has tokenizer.json or tokenizer.model, or OWNER/NAME on a hub"
+    )
