@@ -12,8 +12,7 @@ from typing import Any
 from core.compose.facts import show
 from core.compose.first_pass import first_pass
 from core.compose.probe import probe_devices
-from core.compose.report import problem_text
-from core.errors import ExitCode, UserError
+from core.errors import ExitCode, UserError, problem_text
 from core.plan.table import COUNTS, Cell, Need, Row, departures, known_hardware, table, this_machine
 from core.suggest import did_you_mean
 

@@ -14,6 +14,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _HANDED_ON = {
     "serve": "start the server; every flag of `python -m core.serve`",
     "bench": "measure; every flag of `python -m core.bench`",
+    "plan": "what a configuration takes of memory, and which GPUs run it; every flag of `python -m core.plan`",
     "quantize": "save a model with its weights packed, so that servers load it as it is",
 }
 
@@ -40,6 +41,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _serve(arguments[1:])
         case ["bench"]:
             return _bench(arguments[1:])
+        case ["plan"]:
+            return _plan(arguments[1:])
         case ["quantize"]:
             from frontends.cli.quantize import quantize
 
@@ -70,6 +73,12 @@ def _bench(arguments: list[str]) -> int:
     from core.bench.command import main as bench
 
     return bench(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    from core.plan.command import main as plan
+
+    return plan(arguments, program="dovetail plan")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ def test_help_is_quick_and_light():
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     assert "heavy: [] quick: True" in shown.stdout
-    for command in ("serve", "bench", "quantize", "chat", "complete", "plugins"):
+    for command in ("serve", "bench", "plan", "quantize", "chat", "complete", "plugins"):
         assert re.search(rf"^    {command} ", shown.stdout, re.MULTILINE)
 
 
