@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from core.compute.torch_backend import linear, logits, machine, quantized, rope, step
+from core.compute.torch_backend import fp8, linear, logits, machine, quantized, rope, step
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
 from core.compute.torch_backend.step import Step
@@ -21,7 +21,7 @@ from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.parallel import Collective
 from core.interfaces.quantizer import Quantizer
 
-linear.KERNELS |= quantized.CPU_KERNELS
+linear.KERNELS |= quantized.CPU_KERNELS | fp8.FP8_KERNELS
 DTYPES: dict[DType, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
