@@ -114,6 +114,13 @@ FULL_WITH_PREFIXES = Rule(
     remedies=(DECODE_SCOPE, Remedy("share no KV pages: --no-enable-prefix-caching", {"cache_policy": "private"})),
 )
 
+WITH_RANKS = Rule(
+    id="cuda-graphs-with-tensor-parallel",
+    when=(Condition("chosen.graph_backend", "==", "cuda"), Condition("parallel.ranks", ">", 1)),
+    reason="CUDA graphs are recorded for one device, and {parallel.ranks} ranks share the model",
+    remedies=(Remedy("--tensor-parallel-size 1", {"tensor_parallel.size": 1}), EAGERLY),
+)
+
 LEVEL = Rule(
     id="graph-opt-level-without-effect",
     when=(Condition(f"{OURS}graph_opt_level", ">", 0),),
@@ -148,6 +155,7 @@ RULES = (
     NEEDS_CUDA,
     FULL_WITH_CHUNKS,
     FULL_WITH_PREFIXES,
+    WITH_RANKS,
     LEVEL,
     *(_without_effect(key, reason) for key, reason in WITHOUT_EFFECT.items()),
     _of_prompts("cudagraph_capture_sizes_prefill"),
