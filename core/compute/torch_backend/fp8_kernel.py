@@ -2,8 +2,8 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 """The product of ``fp8`` as two Triton kernels: activations are rounded once, then multiplied block by block.
 
-Needs compute capability 8.9. Each group of 128 columns is one product of codes, to whose sums scales are applied in float32: tensor
-cores add with fewer bits than that, and here over no more than 128 terms.
+Needs compute capability 8.9. Each group of 128 columns is one product of codes, to whose sums scales are applied in float32:
+tensor cores add with fewer bits than that, and here over no more than 128 terms.
 """
 
 from __future__ import annotations
