@@ -179,6 +179,18 @@ def test_without_instructions_for_it_torch_multiplies(monkeypatch):
     assert Target(CPU, torch.bfloat16).kernel("int8_row") is not None
 
 
+def test_kernels_that_compute_wrongly_are_not_used(monkeypatch):
+    """Wrong by a thousandth is wrong."""
+    matrix, _ = made("int8", 96, 80, "int16")
+    right = packed.PackedLinear.logits
+    packed.works.cache_clear()
+    monkeypatch.setattr(packed.PackedLinear, "logits", lambda self, x: right(self, x) * 1.001)
+    assert packed.placed("o", matrix, BF16) is None
+    packed.works.cache_clear()
+    monkeypatch.undo()
+    assert isinstance(packed.placed("o", matrix, BF16), packed.PackedLinear)
+
+
 def test_a_matrix_mapped_from_a_file_is_not_written_to():
     matrix, _ = made("int8", 96, 80, "int8")
     for array in matrix.arrays.values():

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,10 +78,32 @@ def instructions() -> str:
 
 def placed(role: Role, packed: Packed, target: Target) -> TorchLinear | None:
     assert isinstance(target, NativeTarget)
-    group = int(packed.constants.get("group_size", 0))
     several = packed.arrays["scale"].ndim == 2 and packed.arrays["scale"].shape[1] > 1
-    fits = not (several and group % BLOCK)
-    return PackedLinear(role, packed, target.memory) if fits and instructions() else None
+    fits = not (several and int(packed.constants["group_size"]) % BLOCK)
+    return PackedLinear(role, packed, target.memory) if fits and instructions() and works() else None
+
+
+@cache
+def works() -> bool:
+    """Whether what was compiled here multiplies rightly."""
+    random, memory = np.random.default_rng(0), HugePages()
+    x = random.standard_normal((9, 96), dtype=np.float32)
+    signed = random.integers(-127, 128, (40, 96), dtype=np.int8)
+    signed[::7], signed[1::7] = 127, -127  # sums of pairs that overflow sixteen bits
+    halves = random.integers(0, 16, (40, 96), dtype=np.uint8)
+    scale = random.random((40, 3), dtype=np.float32).astype(ml_dtypes.bfloat16)
+    eight: dict[str, NDArray[Any]] = {"codes": signed, "scale": np.ones(40, np.float32)}
+    four: dict[str, NDArray[Any]] = {"codes": halves[:, ::2] | halves[:, 1::2] << 4, "scale": scale}
+    grouped = (halves.astype(np.float32) - 8) * scale.astype(np.float32).repeat(BLOCK, 1)
+    for kind, allowed in (("int8", 2e-2), ("int16", 2e-4)):
+        for arrays, values in ((eight, signed.astype(np.float32)), (four, grouped)):
+            linear = PackedLinear("o", Packed((40, 96), arrays, {"activations": kind, "group_size": BLOCK}), memory)
+            right = x @ values.T
+            for rows in (1, 9):
+                error = np.abs(linear.logits(torch.from_numpy(x[:rows])).numpy() - right[:rows]).max()
+                if not error < allowed * np.abs(right).max():
+                    return False
+    return True
 
 
 KERNELS: dict[str, QuantizedKernel] = {"int8_row": placed, "int4_group": placed}
