@@ -11,7 +11,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
 EXAMPLE = "examples/third_party_plugin"
-SOURCES = ("core", "frontends", "plugins", "noxfile.py", "docs/build.py")
+SOURCES = ("core", "frontends", "plugins", "noxfile.py", "docs")
 
 
 @nox.session

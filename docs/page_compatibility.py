@@ -28,6 +28,7 @@ PAIRED_ON = "2x H800 80G"
 FEATURES: dict[str, dict[str, Any]] = {
     "wint8": {"quantization": "wint8"},
     "wint4": {"quantization": "wint4"},
+    "block_wise_fp8": {"quantization": "block_wise_fp8"},
     "prefix caching": {"cache_policy": "prefix"},
     "swap space": {"swap_space": 4.0},
     "chunked prefill": {"scheduler": "chunked"},

@@ -109,7 +109,7 @@ def _select_one(kind: str, configuration: Configuration, selection: Selection) -
     if candidates:
         selection.take(kind, candidates[0], selection.origins[candidates[0].plugin])
     elif kind in SINGLE_KINDS or _has_default(kind, manager):
-        _select_default(kind, offers, manager, selection)
+        _select_default(kind, offers, configuration, selection)
 
 
 def _defaults_among(kind: str, candidates: list[Offered]) -> list[Offered]:
@@ -124,7 +124,8 @@ def _has_default(kind: str, manager: PluginManager) -> bool:
     return plugin is not None and plugin.state == "loaded"
 
 
-def _select_default(kind: str, offers: dict[str, Offered], manager: PluginManager, selection: Selection) -> None:
+def _select_default(kind: str, offers: dict[str, Offered], configuration: Configuration, selection: Selection) -> None:
+    manager = configuration.manager
     plugin, _, name = str(defaults()["kinds"][kind]).partition(":")
     found = [offered for offered in offers.values() if offered.plugin == plugin and (not name or offered.name == name)]
     if len(found) == 1:
@@ -133,15 +134,19 @@ def _select_default(kind: str, offers: dict[str, Offered], manager: PluginManage
     remedies = tuple(f"{flag} {offered.name} (plugin {offered.plugin})" for offered in offers.values())
     installed = manager.get(plugin)
     title = kind.replace("_", " ")
+    where = "default"
     if installed is None:
         why = f"its default, the plugin {plugin}, is not installed"
+        remedies += (f"install {plugin}",)
     elif installed.state == "broken":
         why = f"its default, the plugin {plugin} of {installed.provenance}, is broken: {installed.error}"
     elif installed.state == "blocked":
-        why = f"its default, the plugin {plugin}, is left out by --without"
+        why = f"its default, the plugin {plugin}, is left out"
+        where = configuration.origin("without")
+        remedies += (f"drop {plugin} from {where}",)
     else:
         why = f"the plugin {plugin}, its default, offers {', '.join(offered.name for offered in found) or 'none'}"
-    selection.problems.append(Problem(f"nothing fills the kind {title}: {why}", "default", remedies))
+    selection.problems.append(Problem(f"nothing fills the kind {title}: {why}", where, remedies))
     return None
 
 

@@ -81,9 +81,10 @@ def test_an_unknown_offer_says_which_there_are():
 def test_a_default_that_is_left_out_says_what_could_take_its_place():
     other = Point("sampler_x", plugin("m", register_samplers=[sampler("x")]))
     assert refused(installed=manager(other, blocked=["sampler_standard"]), without="sampler_standard") == [
-        "nothing fills the kind sampler: its default, the plugin sampler_standard, is left out by --without\n"
-        "  set by: default\n"
-        "  remedy: --sampler x (plugin sampler_x)"
+        "nothing fills the kind sampler: its default, the plugin sampler_standard, is left out\n"
+        "  set by: LLM(without=...)\n"
+        "  remedy: --sampler x (plugin sampler_x)\n"
+        "  remedy: drop sampler_standard from LLM(without=...)"
     ]
 
 

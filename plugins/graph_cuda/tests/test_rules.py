@@ -4,15 +4,17 @@ from core import testing
 from core.compose.probe import DeviceProbe, Gpu
 
 GIB = 1 << 30
-CARD = DeviceProbe("a CPU", 8, ("avx2",), 64 * GIB, 60 * GIB, (Gpu("a card", 9.0, 80 * GIB, 79 * GIB),))
+CARD = DeviceProbe("a CPU", 8, ("avx2",), 64 * GIB, 60 * GIB, (Gpu("a card", 9.0, 80 * GIB, 79 * GIB),) * 2)
 
 
 class TestRules(testing.RulesContract):
     plugin = "graph_cuda"
     violating = {
         "cuda-graphs-need-cuda": {"device": "cpu"},
+        "cuda-graphs-with-tensor-parallel": {"tensor_parallel.size": 2},
         "full-graphs-with-chunked-prefill": {"graph_cuda.scope": "full", "scheduler": "chunked"},
         "full-graphs-with-prefix-caching": {"graph_cuda.scope": "full", "cache_policy": "prefix"},
+        "cuda-graphs-with-tensor-parallel": {"tensor_parallel.size": 2},
         "graph-opt-level-without-effect": {"graph_cuda.graph_optimization_config": {"graph_opt_level": 1}},
         "graph-config-full-cuda-graph": {"graph_cuda.graph_optimization_config": {"full_cuda_graph": True}},
         "graph-config-cudagraph-splitting-ops": {"graph_cuda.graph_optimization_config": {"cudagraph_splitting_ops": []}},
