@@ -38,6 +38,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "CUDA graphs": {"graph": "cuda"},
     "CUDA graphs, full scope": {"graph": "cuda", "graph_cuda_scope": "full"},
     "tensor parallel 2": {"tensor_parallel_size": 2},
+    "prompt lookup": {"speculation": "ngram"},
     "steps shorter than a prompt": {"max_num_batched_tokens": 2048, "max_model_len": 32768},
 }
 """Title -> what chooses it, as the offline ``LLM`` takes it."""
