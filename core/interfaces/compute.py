@@ -112,12 +112,12 @@ class StepBatch:
     def shape(self) -> StepShape:
         """What a graph backend knows the step by."""
         tokens, sequences = self.num_tokens, self.num_sequences
-        if len(self.logit_rows) != sequences or 0 < self.num_decodes < sequences:
-            return StepShape("mixed", tokens, sequences)
-        if self.num_decodes:
-            return StepShape("decode", tokens, sequences)
-        fresh = bool((np.diff(self.query_starts) == self.context_lens).all())
-        return StepShape("prompts" if fresh else "mixed", tokens, sequences)
+        if len(self.logit_rows) == sequences:
+            if self.num_decodes == sequences == tokens:
+                return StepShape("decode", tokens, sequences)
+            if not self.num_decodes and (np.diff(self.query_starts) == self.context_lens).all():
+                return StepShape("prompts", tokens, sequences)
+        return StepShape("mixed", tokens, sequences)
 
 
 @dataclass(slots=True)

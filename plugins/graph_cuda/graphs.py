@@ -101,8 +101,8 @@ class CudaGraphs(GraphBackend):
         if step.kind == "decode":
             return f"of more than {self._sizes.largest('decode')} sequences"
         if self._sizes.largest("prompts") is None:
-            return "with prompts"
-        return "with prompts beside decodes" if step.kind == "mixed" else "of more or longer prompts"
+            return "that do more than decode"
+        return "of prompts beside decodes" if step.kind == "mixed" else "of more or longer prompts"
 
     def _record_all(self) -> None:
         for shape in reversed(self._sizes.shapes):  # what the largest has taken of the pool, the others use again

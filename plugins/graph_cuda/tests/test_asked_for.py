@@ -144,6 +144,8 @@ def test_every_contradiction_is_told_at_once():
         "full",
         "--enable-chunked-prefill",
         "--enable-prefix-caching",
+        "--tensor-parallel-size",
+        "2",
     )
     assert [what for what, _ in found] == [
         "the graph backend cuda needs a CUDA device, and the model runs on cpu",
@@ -151,9 +153,11 @@ def test_every_contradiction_is_told_at_once():
         "before the step",
         "under the cache policy prefix a prompt may begin in cached pages, and a recorded step of prompts attends to nothing "
         "before the step",
+        "CUDA graphs are recorded for one device, and 2 ranks share the model",
     ]
     assert [where for _, where in found] == [
         "--use-cudagraph, --device",
         "--graph-cuda-scope, --enable-chunked-prefill",
         "--graph-cuda-scope, --enable-prefix-caching",
+        "--use-cudagraph, --tensor-parallel-size",
     ]

@@ -143,7 +143,9 @@ def test_decode_scope_runs_prompts_and_what_is_beyond_the_sizes_eagerly_and_says
     run({6: [4]})
     run(decodes(2))
     assert run.launched == 3
-    assert run.graphs.describe().endswith("s; 1 steps replayed, 7 run eagerly (1 of more than 2 sequences, 6 with prompts)")
+    assert run.graphs.describe().endswith(
+        "s; 1 steps replayed, 7 run eagerly (1 of more than 2 sequences, 6 that do more than decode)"
+    )
 
 
 def test_full_scope_replays_prompts_that_begin_in_the_step():
@@ -171,7 +173,7 @@ def test_full_scope_runs_other_prompts_eagerly_and_says_so():
         "CUDA graphs, recorded at the start: 3 of 3 sizes of decode steps (1 2 4), "
         "4 of 4 sizes of prompts, in tokens by sequences (16x1 16x2 32x1 32x2); 7 MiB, "
         f"{run.graphs._seconds:.1f} s; 0 steps replayed, 4 run eagerly "
-        "(2 of more or longer prompts, 2 with prompts beside decodes)"
+        "(2 of more or longer prompts, 2 of prompts beside decodes)"
     )
 
 
@@ -212,7 +214,7 @@ def test_too_little_memory_later_is_logged_once_and_the_size_runs_eagerly(caplog
     assert [record.message for record in caplog.records] == [
         "steps of 4 tokens are run eagerly from now on, since recording one failed: the fake's memory is full"
     ]
-    assert run.graphs.describe().endswith("2 steps replayed, 6 run eagerly (2 for want of memory, 4 with prompts)")
+    assert run.graphs.describe().endswith("2 steps replayed, 6 run eagerly (2 for want of memory, 4 that do more than decode)")
 
 
 class NoStaticSteps(FixedShapes):
@@ -231,7 +233,7 @@ def test_what_was_done_is_logged_at_the_end(caplog):
     run(decodes(1))
     with caplog.at_level("INFO", logger="dovetail.engine"):
         run.graphs.close()
-    assert caplog.records[-1].message.endswith("1 steps replayed, 1 run eagerly (1 with prompts)")
+    assert caplog.records[-1].message.endswith("1 steps replayed, 1 run eagerly (1 that do more than decode)")
 
 
 # --- the sizes --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ class TestRules(testing.RulesContract):
     plugin = "graph_cuda"
     violating = {
         "cuda-graphs-need-cuda": {"device": "cpu"},
-        "cuda-graphs-with-tensor-parallel": {"tensor_parallel.size": 2},
         "full-graphs-with-chunked-prefill": {"graph_cuda.scope": "full", "scheduler": "chunked"},
         "full-graphs-with-prefix-caching": {"graph_cuda.scope": "full", "cache_policy": "prefix"},
         "cuda-graphs-with-tensor-parallel": {"tensor_parallel.size": 2},
