@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -26,11 +26,22 @@ def stored_bits(section: Fp8Settings, role: str, in_features: int) -> float | No
     return None if role == "head" and not section.head else 8 + 32 * -(-in_features // 128) / (128 * in_features)
 
 
+def reads(quantization_config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same blocks as DeepSeek's checkpoints and transformers' have them, but for the head all of the linears."""
+    match quantization_config:
+        case {"quant_method": "fp8", "weight_block_size": [128, 128], **more}:
+            alike = more.get("fmt", "e4m3") == "e4m3" and more.get("activation_scheme", "dynamic") == "dynamic"
+            left_alone = set(more.get("modules_to_not_convert") or ()) <= {"lm_head"}
+            return {"head": False} if alike and left_alone else None
+    return None
+
+
 WAYS_OUT = (
     Remedy("--quantization wint8: eight bits too, on any device", {"quantization": "wint8"}),
     Remedy("a device of compute capability 8.9 or more: L20, L40S, H20, H100, H200 and later"),
     Remedy("--fp8-emulate: the same numbers in float32, slowly, for tests", {"quant_fp8.emulate": True}),
 )
+CHOSEN = Condition("chosen.quantizer", "==", "block_wise_fp8")  # so that its origin is told
 NOT_EMULATED = Condition("settings.quant_fp8.emulate", "==", False)
 
 
@@ -47,18 +58,19 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         bits=8,
         stored_bits=stored_bits,
         at_load=frozenset({"emulate"}),
+        reads=reads,
         create=create,
         settings=Fp8Settings,
         rules=(
             Rule(
                 id="fp8-capability",
-                when=(Condition("device.capability", "<", 8.9), NOT_EMULATED),
+                when=(CHOSEN, Condition("device.capability", "<", 8.9), NOT_EMULATED),
                 reason="fp8 needs compute capability 8.9, and {device.name} has {device.capability}",
                 remedies=WAYS_OUT,
             ),
             Rule(
                 id="fp8-on-a-cpu",
-                when=(Condition("device.kind", "==", "cpu"), NOT_EMULATED),
+                when=(CHOSEN, Condition("device.kind", "==", "cpu"), NOT_EMULATED),
                 reason="fp8 needs a CUDA device of compute capability 8.9, and this is a CPU",
                 remedies=WAYS_OUT,
             ),
