@@ -47,6 +47,8 @@ class EngineConfig:
 class StepRunner(Protocol):
     """``core.engine.runner.Runner``, or a test's."""
 
+    @property
+    def replayed(self) -> int: ...
     def run(self, batch: StepBatch) -> Sampled: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
@@ -153,6 +155,7 @@ class Engine:
             draft_tokens=0 if self._drafting is None else self._drafting.num_proposed,
             accepted_draft_tokens=0 if self._drafting is None else self._drafting.num_accepted,
             steps=self._steps,
+            steps_replayed=self._runner.replayed,
             step_seconds=self._step_seconds,
             schedule_seconds=self._schedule_seconds,
         )

@@ -33,6 +33,10 @@ class Runner:
         self._forward = graph.prepare(forward, static_step)
         log.info("steps are launched so: %s", graph.describe())
 
+    @property
+    def replayed(self) -> int:
+        return self._graph.replayed
+
     def run(self, batch: StepBatch) -> Sampled:
         """:raises EngineDeadError: when the device is lost; any other exception concerns this step alone."""
         try:

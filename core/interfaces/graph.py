@@ -67,6 +67,10 @@ StaticSteps = Callable[[StepShape], "StaticStep | None"]
 
 
 class GraphBackend(ABC):
+    """``replayed`` counts the steps that were replayed instead of being launched one operation after the other."""
+
+    replayed: int = 0
+
     @abstractmethod
     def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
         """What the runner calls instead of ``forward`` from now on: same arguments, same values. Called once, when the weights

@@ -177,5 +177,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int = 0  # proposed by a draft proposer and computed
     accepted_draft_tokens: int = 0  # of these, those that turned out right
     steps: int = 0
+    steps_replayed: int = 0  # of these, those that a graph backend had recorded
     step_seconds: float = 0.0
     schedule_seconds: float = 0.0

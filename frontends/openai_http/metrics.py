@@ -103,6 +103,7 @@ class _EngineCollector(Collector):
             ("draft_tokens", "tokens guessed ahead and computed", stats.draft_tokens),
             ("accepted_draft_tokens", "tokens guessed ahead and right", stats.accepted_draft_tokens),
             ("engine_steps", "steps of the engine", stats.steps),
+            ("engine_steps_replayed", "steps that were recorded before and replayed", stats.steps_replayed),
             ("engine_step_seconds", "seconds spent in steps", stats.step_seconds),
             ("engine_schedule_seconds", "seconds spent choosing what a step computes", stats.schedule_seconds),
         ):

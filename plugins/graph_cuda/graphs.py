@@ -58,7 +58,6 @@ class CudaGraphs(GraphBackend):
         self._refused: set[StepShape] = set()  # for want of memory
         self._bytes = 0
         self._seconds = 0.0
-        self._replayed = 0
         self._eager: Counter[str] = Counter()  # steps by the reason
 
     def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
@@ -76,7 +75,7 @@ class CudaGraphs(GraphBackend):
             return self._forward(step)
         recording.static.fill(step)
         recording.replay()
-        self._replayed += 1
+        self.replayed += 1
         return recording.logits[: shape.sequences]
 
     def _recording(self, step: StepShape) -> Recording | None:
@@ -143,7 +142,7 @@ class CudaGraphs(GraphBackend):
             if (sizes := [shape for shape in self._sizes.shapes if shape.kind == kind])
         ]
         line = f"CUDA graphs, recorded {'when first wanted' if self._lazily else 'at the start'}: {', '.join(kinds)}"
-        line += f"; {self._bytes / 2**20:.0f} MiB, {self._seconds:.1f} s; {self._replayed} steps replayed"
+        line += f"; {self._bytes / 2**20:.0f} MiB, {self._seconds:.1f} s; {self.replayed} steps replayed"
         total = sum(self._eager.values())
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self._eager.items()))
         return f"{line}, {total} run eagerly{f' ({reasons})' if reasons else ''}"

@@ -92,6 +92,10 @@ class FakeRunner:
         self.lost = False
         self.closed = False
 
+    @property
+    def replayed(self) -> int:
+        return len(self.batches) // 2
+
     def run(self, batch: StepBatch) -> Sampled:
         self._check(batch)
         self.batches.append((batch.num_tokens, batch.num_sequences, batch.num_decodes))

@@ -465,4 +465,5 @@ def test_stats_count_truly():
     stats = engine.stats()
     assert (stats.prompt_tokens, stats.generation_tokens, stats.preemptions) == (30, 9, 0)
     assert stats.requests_finished == {"stop": 0, "length": 3, "abort": 0, "error": 0}
+    assert stats.steps_replayed == stats.steps // 2 > 1
     assert 0 < stats.schedule_seconds < stats.step_seconds

@@ -81,7 +81,7 @@ class Sampler:
 
 class Graph(GraphBackend):
     def __init__(self):
-        self.replays = 0
+        self.replayed = 0
         self.closed = False
 
     def describe(self):
@@ -94,7 +94,7 @@ class Graph(GraphBackend):
         self.static_steps = static_steps
 
         def replay(step):
-            self.replays += 1
+            self.replayed += 1
             return forward(step)
 
         return replay
@@ -150,7 +150,7 @@ def test_greedy_is_an_argmax_and_nothing_else(runner, backend, graph):
     assert sampled.token_ids.tolist() == [1, 0]
     assert sampled.logprobs is None
     assert backend.done == ["argmax"]
-    assert graph.replays == 1
+    assert graph.replayed == runner.replayed == 1
 
 
 def test_a_row_that_is_not_greedy_goes_through_the_sampler(runner, backend):
@@ -184,7 +184,7 @@ def test_adjusted_logits_are_what_is_chosen_from(runner, backend):
 
 def test_a_step_that_samples_nothing_still_runs(runner, backend, graph):
     assert runner.run(batch(rows=0)).token_ids.tolist() == []
-    assert graph.replays == 1
+    assert graph.replayed == runner.replayed == 1
     assert backend.done == []
 
 

@@ -93,7 +93,7 @@ def test_each_size_is_recorded_once_at_the_start_and_nothing_is_launched_afterwa
     for number in (1, 2, 3, 4, 1, 3):
         run(decodes(number, token=7 * number))
     assert run.launched == 0
-    assert (run.recorder.recordings, run.recorder.replays) == (3, 6)
+    assert (run.recorder.recordings, run.recorder.replays, run.graphs.replayed) == (3, 6, 6)
 
 
 def test_lazily_a_size_is_recorded_when_its_first_step_comes():

@@ -74,11 +74,11 @@ class Replayed:
         self.prepared = self.graphs.prepare(forward, lambda shape: backend.static_step(shape, spec, self.kv))
 
     def __call__(self, work):
-        backend, before = self.decoder.backend, self.graphs._replayed
+        backend, before = self.decoder.backend, self.graphs.replayed
         batch = self.paged.step(work)
         step = backend.upload(batch, self.decoder.spec, self.kv)
         found = backend.to_host(self.prepared(step)).copy()
-        if self.graphs._replayed > before:
+        if self.graphs.replayed > before:
             recording = self.graphs._recorded[self.graphs._sizes.holding(batch.shape)]
             eager = backend.to_host(self.forward(recording.static))[: len(work)]
             assert np.array_equal(found, eager), "replay gives other bits than the same step run eagerly"
@@ -86,7 +86,7 @@ class Replayed:
         error, scale = np.abs(found - plain).max(), np.abs(plain).max()
         assert np.isfinite(found).all()
         assert error <= 0.03 * scale, f"{work.keys()}: off by {error / scale:.3f} of the largest logit"
-        return self.graphs._replayed > before, batch.shape.sequences in SIZES and np.array_equal(found, plain)
+        return self.graphs.replayed > before, batch.shape.sequences in SIZES and np.array_equal(found, plain)
 
 
 def test_decode_steps_replay_bit_for_bit_in_sizes_that_are_recorded_and_padded(decoder):
@@ -99,7 +99,7 @@ def test_decode_steps_replay_bit_for_bit_in_sizes_that_are_recorded_and_padded(d
         assert replayed
         assert equal or number not in SIZES, f"{number} sequences, a size that is recorded: other bits than the uploaded step"
     run({0: [1], 40: [5, 6, 7]})
-    assert run.graphs._replayed == 13
+    assert run.graphs.replayed == 13
 
 
 def test_prompts_replay_bit_for_bit_in_full_scope(decoder):
