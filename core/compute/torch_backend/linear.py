@@ -51,17 +51,17 @@ class TorchLinear(Linear):
 class DenseLinear(TorchLinear):
     def __init__(self, role: Role, weight: Tensor, format: str, *, shared: bool = False) -> None:
         super().__init__(role, weight.shape, 0 if shared else weight.nbytes, format)
-        self._weight = weight
+        self.weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight)
+        return functional.linear(x, self.weight)
 
     def logits(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             return self(x)
         if x.is_cuda:
-            return torch.mm(x, self._weight.T, out_dtype=torch.float32)
-        return sharpened(self(x), x, self._weight)
+            return torch.mm(x, self.weight.T, out_dtype=torch.float32)
+        return sharpened(self(x), x, self.weight)
 
 
 class PackedLinear(TorchLinear):

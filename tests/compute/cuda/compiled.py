@@ -1,31 +1,51 @@
 """Run by the tests in an interpreter of its own: kernels through Triton's compiler, which needs no device."""
 
 import sys
+from dataclasses import replace
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from core.compute.torch_backend.triton import attention, rope, static
+from core.compute.torch_backend.triton import attention, few_rows, gate, rope, static
+from core.compute.torch_backend.triton.tiling import tiling
 
 SHAPE = {"SCALE": 0.1, "PAGE": 16, "KV_HEADS": 2, "GROUP": 8, "DIM": 128, "WIDE": 128}
 ROPE = {"Q_WIDTH": 2048, "KV_WIDTH": 256, "DIM": 128, "ADJACENT": True}
+
+
+def projections(tokens):
+    """As they are launched for ERNIE-4.5-0.3B, programs placed early."""
+    for role, kernel, constants in (
+        ("qkv", few_rows._qkv, ROPE | {"IN": 1024, "PAIRS": 1280}),
+        ("o", few_rows._linear_add, {"IN": 2048, "OUT": 1024}),
+        ("gate_up", few_rows._gate_up, {"IN": 1024, "OUT": 3072}),
+        ("head", few_rows._logits, {"IN": 1024, "OUT": 103_424, "CHOSEN": False}),
+    ):
+        way = replace(tiling(role, tokens, constants["IN"]), overlap=True)
+        yield kernel, {"EPS": 1e-5} | constants | way.constants, way.options
+
+
 KERNELS = [
-    (attention._decode, SHAPE | {"ROWS": 16, "FEWEST": 128, "KEYS": 64}),
-    (attention._prompt, SHAPE | {"HEADS": 8, "QUERIES": 16, "KEYS": 64}),
-    (rope._rotate_and_write, ROPE | {"PAIRS": 2048}),
-    (static._fill, {"WORDS": 256}),
+    (attention._decode, SHAPE | {"ROWS": 16, "FEWEST": 128, "KEYS": 64, "OVERLAP": True}, {}),
+    (attention._prompt, SHAPE | {"HEADS": 8, "QUERIES": 16, "KEYS": 64}, {"num_warps": 8}),
+    (rope._rotate_and_write, ROPE | {"PAIRS": 2048}, {}),
+    (gate._gated, {"WIDTH": 3072, "COLUMNS": 1024}, {}),
+    (static._fill, {"WORDS": 256}, {}),
+    *projections(1),
+    *projections(16),
 ]
 FLOATS = {"turns": "*fp32", "mixed_parts": "*fp32", "score_parts": "*fp32"}
-VALUES = ("q", "keys", "values", "out", "heads", "hidden", "weight", "norm", "x")
-NUMBERS = ("pages", *static.SIZES)
+VALUES = ("q", "keys", "values", "out", "heads", "hidden", "weight", "norm", "x", "residual", "both")
+NUMBERS = ("pages", "tokens", "number", *static.SIZES)
 
 
 def kind(name):
     return "*bf16" if name in VALUES else FLOATS.get(name, "i32" if name in NUMBERS else "*i32")
 
 
-for kernel, constants in KERNELS:
+for kernel, constants, options in KERNELS:
     signature = {name: "constexpr" if name in constants else kind(name) for name in kernel.arg_names}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
-    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    made = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     sys.stdout.write(f"{len(made.asm['cubin']) > 0}\n")

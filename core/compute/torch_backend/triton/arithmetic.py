@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201 - a kernel's arguments are pointers and scalars of Triton
+# ruff: noqa: ANN001, ANN201, N803 - a kernel's arguments are pointers and scalars of Triton
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc"
 """What kernels share."""
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -25,3 +26,11 @@ def bound(x):
     if INTERPRETED:
         return x.handle.data.item()
     return x
+
+
+@triton.jit
+def await_kernel_before(OVERLAP: tl.constexpr):
+    """Nothing that another kernel writes may be read, or written, before this. The kernel behind may be placed now."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()

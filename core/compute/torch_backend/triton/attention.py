@@ -15,7 +15,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from core.compute.torch_backend.triton.arithmetic import bound, multiply
+from core.compute.torch_backend.triton.arithmetic import await_kernel_before, bound, multiply
 from core.compute.torch_backend.triton.step import Step
 from core.interfaces.model import DecoderSpec
 
@@ -43,8 +43,9 @@ def splits_of(pairs: int, longest: int, programs: int) -> int:
 
 
 class Attention:
-    def __init__(self, device: torch.device, programs: int) -> None:
+    def __init__(self, device: torch.device, programs: int, overlap: bool = False) -> None:
         self._programs = programs
+        self._overlap = overlap
         self._arrivals = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)  # zero again after each launch
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec) -> Tensor:
@@ -80,8 +81,10 @@ class Attention:
             ROWS=max(ROWS, rows_of(spec.num_heads // spec.num_kv_heads)),
             FEWEST=SHORTEST,
             KEYS=64,
+            OVERLAP=self._overlap,
             num_warps=4,
             num_stages=2,
+            launch_pdl=self._overlap,
         )
 
     def _prompts(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec, out: Tensor) -> None:
@@ -148,7 +151,9 @@ def _absorb(q, keys, values, table, places, seen, last, best, total, mixed, kv_h
 @triton.jit
 def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arrivals, pages,
             SCALE: tl.constexpr, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-            WIDE: tl.constexpr, ROWS: tl.constexpr, FEWEST: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
+            WIDE: tl.constexpr, ROWS: tl.constexpr, FEWEST: tl.constexpr, KEYS: tl.constexpr,
+            OVERLAP: tl.constexpr):  # fmt: skip
+    await_kernel_before(OVERLAP)
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)

@@ -1,17 +1,25 @@
-"""The torch backend on CUDA: steps of fixed shapes, and operations as fused Triton kernels."""
+"""The torch backend on CUDA: steps of fixed shapes, and operations as fused Triton kernels.
+
+A few tokens take five kernels a layer: see ``few_rows``. More of them are multiplied by cuBLAS, with fused kernels between.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
-from core.compute.torch_backend.linear import Target, TorchLinear
+from core.compute.torch_backend.linear import DenseLinear, Target, TorchLinear
+from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
+from core.compute.torch_backend.triton.gate import gated
 from core.compute.torch_backend.triton.rope import rotate_and_write
 from core.compute.torch_backend.triton.static import TritonStaticStep
 from core.compute.torch_backend.triton.step import Step, upload
+from core.compute.torch_backend.triton.tiling import Tiling, tiling
 from core.interfaces.compute import DType, KVCache, Linear, StepBatch
 from core.interfaces.graph import StepShape
 from core.interfaces.model import DecoderSpec
@@ -30,10 +38,12 @@ class RowMajor(Target):
 class TritonBackend(TorchBackend):
     """A decode step is a pure function of its ``Step``'s buffer, the weights and the pages: it may be recorded and replayed."""
 
-    def __init__(self, device: str, dtype: DType, threads: int = 0) -> None:
+    def __init__(self, device: str, dtype: DType, threads: int = 0, overlap: bool = False) -> None:
+        """``overlap``: a kernel's programs are placed, and its weights fetched, while the kernel before ends."""
         super().__init__(device, dtype, threads)
         self._target = RowMajor(self._target.device, self._target.dtype)
-        self._attention = Attention(self._target.device, 2 * self._processors())
+        self._attention = Attention(self._target.device, 2 * self._processors(), overlap)
+        self._overlap = overlap
 
     def _processors(self) -> int:
         if self._target.device.type != "cuda":
@@ -52,8 +62,40 @@ class TritonBackend(TorchBackend):
     def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step) -> Tensor:  # type: ignore[override]
         assert isinstance(weight, TorchLinear)
         assert isinstance(kv, PagedKV)
+        few = self._tiles(weight, len(hidden))
+        if few is not None:
+            return few_rows.qkv(hidden, norm.weight, norm.eps, few[0], kv, layer, step, few[1])
         return rotate_and_write(weight(norm(hidden)), kv, layer, step)
 
     def attention(self, q: Tensor, kv: KVCache, layer: int, step: Step) -> Tensor:  # type: ignore[override]
         assert isinstance(kv, PagedKV)
         return self._attention(q, kv.keys[layer], kv.values[layer], step, kv.spec)
+
+    def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
+        if self.split or not isinstance(weight, DenseLinear):
+            return super().linear_add(x, weight, residual)
+        few = self._tiles(weight, len(x))
+        if few is not None:
+            return few_rows.linear_add(x, few[0], residual, few[1])
+        return residual.addmm_(x, weight.weight.T)
+
+    def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
+        assert isinstance(weight, TorchLinear)
+        few = self._tiles(weight, len(hidden))
+        if few is not None:
+            return few_rows.gate_up(hidden, norm.weight, norm.eps, few[0], few[1])
+        return gated(weight(norm(hidden)))
+
+    def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step) -> Tensor:  # type: ignore[override]
+        few = self._tiles(head, step.num_logits)
+        if few is None:
+            return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
+        own = few_rows.logits(hidden, step.logit_rows, norm.weight, norm.eps, few[0], step.num_logits, few[1])
+        return self.gathered(own)
+
+    def _tiles(self, linear: Linear, tokens: int) -> tuple[Tensor, Tiling] | None:
+        """The weight, and how to divide it, where there are kernels for this linear and so few tokens."""
+        if not isinstance(linear, DenseLinear) or not tokens:
+            return None
+        way = tiling(linear.role, tokens, linear.in_features)
+        return None if way is None else (linear.weight, replace(way, overlap=self._overlap))
