@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from core.compose.facts import show
 from core.compose.plan import Plan
@@ -185,8 +185,15 @@ def dump_text(plan: Plan) -> str:
     for plugin, section in plan.sections.items():
         values = {name: value for name, value in section.items() if value is not None}
         if values:
-            lines += ["", f"[{plugin}]", *(f"{_key(name)} = {_toml(value)}" for name, value in values.items())]
+            lines += ["", f"[{plugin}]", *(_line(name, value) for name, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _line(name: str, value: Any) -> str:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    if any(isinstance(item, SecretStr) for item in items):
+        return f"# {name} is secret and not written here"
+    return f"{_key(name)} = {_toml(value)}"
 
 
 def _key(name: str) -> str:

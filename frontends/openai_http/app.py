@@ -6,8 +6,9 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.interfaces.frontend import Service
-from frontends.openai_http import chat, completions, errors, info
+from frontends.openai_http import chat, completions, errors, info, tokens
 from frontends.openai_http.door import Door
+from frontends.openai_http.keys import Guard, keys_of
 from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.settings import HttpSettings
 
@@ -43,9 +44,13 @@ def create_app(service: Service, section: HttpSettings | None = None) -> FastAPI
     door = Door(service, section or HttpSettings())
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
     app.state.door = door
+    keys = keys_of(door.section)
+    if len(keys):
+        app.add_middleware(Guard, keys=keys)
     app.add_middleware(CountRequests, metrics=door.metrics)
     errors.install(app)
     chat.add_routes(app, door)
     completions.add_routes(app, door)
+    tokens.add_routes(app, door)
     info.add_routes(app, door)
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
 from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
-from frontends.openai_http.schema import ChatBody
+from frontends.openai_http.schema import ChatBody, Message
 
 
 class ChatForm:
@@ -63,6 +64,13 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
 
 async def _prompt(door: Door, body: ChatBody) -> list[int]:
+    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
+    text = render(door, body.messages, kwargs)
+    return await encode(door.service.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
+
+
+def render(door: Door, messages: Sequence[Message], kwargs: dict[str, Any]) -> str:
+    """The text of a conversation. :raises RequestError: when the template does not take it, or there is none."""
     template = door.service.chat_template
     if template is None:
         raise RequestError(
@@ -70,14 +78,12 @@ async def _prompt(door: Door, body: ChatBody) -> list[int]:
             param="messages",
             code="no_chat_template",
         )
-    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
     if reserved := kwargs.keys() & {"messages", "self"}:
         raise RequestError(f"{reserved.pop()} cannot be given to the template", param="chat_template_kwargs")
     try:
-        text = template.render([message.for_template() for message in body.messages], **kwargs)
+        return template.render([message.for_template() for message in messages], **kwargs)
     except RequestError as error:
         raise RequestError(error.message, param=error.param or "messages", code=error.code, status=error.status) from None
-    return await encode(door.service.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
 
 
 def _logprobs(infos: tuple[TokenInfo, ...] | list[TokenInfo]) -> dict[str, Any]:

@@ -109,6 +109,10 @@ class Door:
             self._readers.discard(reader)
             reader.cancel()
 
+    @property
+    def num_calls(self) -> int:
+        return len(self._calls)
+
     def begin(self, call: Call) -> Deltas:
         """:raises RequestError: when there are too many calls, or when the call's id is taken."""
         if self._closed is not None:

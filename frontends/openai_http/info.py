@@ -51,7 +51,13 @@ def add_routes(app: FastAPI, door: Door) -> None:
         return response_to(200, {"status": "ok"})
 
     app.add_api_route("/health", health, methods=READ)
+    app.add_api_route("/ready", health, methods=READ)
     app.add_api_route("/ping", health, methods=[*READ, "POST"])
+
+    @app.api_route("/load", methods=READ)
+    async def load() -> Response:
+        """Generation calls in flight, and how many there may be."""
+        return response_to(200, {"server_load": door.num_calls, "max_concurrency": door.section.max_concurrency})
 
     @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:

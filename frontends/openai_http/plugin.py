@@ -37,6 +37,8 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
             Alias(flag="--host", sets="host", summary="address to listen on"),
             Alias(flag="--port", sets="port", summary="port to listen on"),
             Alias(flag="--max-concurrency", sets="max_concurrency", summary="generation calls in flight (FastDeploy)"),
+            Alias(flag="--api-key", sets="api_key", summary="keys, one of which every request must show (FastDeploy, vLLM)"),
+            Alias(env="FD_API_KEY", sets="api_key", summary="the same, as FastDeploy spells it"),
             Alias(flag="--max-logprobs", sets="max_logprobs", summary="most alternatives a token (FastDeploy, vLLM)"),
         ),
     )

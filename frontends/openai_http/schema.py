@@ -67,16 +67,18 @@ Prompt = Annotated[Any, BeforeValidator(_prompt)]
 Content = Annotated[str | None, BeforeValidator(_content)]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
+    """What comes in as JSON: strict about types, lenient about fields nobody knows."""
+
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class Message(_Wire):
+class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
     name: str | None = None
@@ -90,7 +92,7 @@ class Message(_Wire):
         return known
 
 
-class GenerationBody(_Wire):
+class GenerationBody(Wire):
     """What both kinds of completion take. None means: not given."""
 
     unsupported: ClassVar[frozenset[str]] = frozenset(

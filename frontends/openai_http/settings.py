@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from core.offers import Section
 
@@ -16,4 +16,8 @@ class HttpSettings(Section, frozen=True):
         default=16 << 20, ge=1024, description="largest request body; a larger one is refused with 413"
     )
     max_concurrency: int = Field(default=4096, ge=1, description="generation calls in flight; one more is refused with 429")
+    api_key: tuple[SecretStr, ...] = Field(
+        default=(), description="keys, one of which every request must show; NAME=KEY names it in logs; none: everybody may ask"
+    )
+    api_key_file: str | None = Field(default=None, description="a file of such keys, one a line; # begins a comment")
     max_logprobs: int = Field(default=20, ge=0, le=1024, description="most alternatives a token that logprobs may ask for")

@@ -62,12 +62,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags(
         "later", "a limit on how long a request waits; --max-waiting limits how many do", "--max-waiting-time", fine=("-1",)
     ),
-    *_flags(
-        "later",
-        "keys that requests must show",
-        "--api-key",
-        remedy="drop --api-key, and let a gateway before the server ask for keys",
-    ),
     # the model
     *_flags("refuses", "the model's config is read from config.json", "--model-config-name", fine=("config.json",)),
     *_flags("refuses", "text is tokenized in the server's own process", "--tokenizer-base-url"),
@@ -213,13 +207,6 @@ VARIABLES: tuple[ForeignWord, ...] = (
         remedy="--plugins NAME; --list-plugins shows what is installed",
     ),
     # the server
-    *_variables(
-        "later",
-        "keys that requests must show",
-        "FD_API_KEY",
-        fine=("[]",),
-        remedy="unset FD_API_KEY, and let a gateway ask for keys",
-    ),
     *_variables("warns", "--openai-http-max-concurrency bounds what is in flight", "FD_SUPPORT_MAX_CONNECTIONS", fine=()),
     *_variables("none", "a client that leaves ends its request", "FD_ENABLE_REQUEST_DISCONNECT_STOP_INFERENCE"),
     *_variables("warns", "who dies is noticed at once, by the end of a pipe", "FD_WORKER_ALIVE_TIMEOUT", fine=()),

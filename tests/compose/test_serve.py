@@ -1,6 +1,7 @@
 """What a user sees: `python -m core.serve` in a process of its own, with plugins installed as real distributions on disk."""
 
 import os
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_one_unknown_key_in_a_section(tmp_path):
     assert refused("--config", "demo.toml", "--explain", cwd=tmp_path) == (
         "dovetail: error: plugin openai_http has no setting 'prot'; did you mean 'port'?\n"
         "  set by: demo.toml:4\n"
-        "  remedy: its settings: host, port, max_request_bytes, max_concurrency, max_logprobs\n"
+        "  remedy: its settings: host, port, max_request_bytes, max_concurrency, api_key, api_key_file, max_logprobs\n"
     )
 
 
@@ -248,3 +249,13 @@ def test_ctrl_c_while_composing_is_no_traceback(monkeypatch):
 
     monkeypatch.setattr(core.serve, "_main", interrupted)
     assert core.serve.main([]) == 130
+
+
+def test_secrets_are_never_shown(tmp_path):
+    flags = ("--model", "random:tiny", "--api-key", "alice=sk-secret")
+    explained, dumped = run(*flags, "--explain").stdout, run(*flags, "--dump-config").stdout
+    assert "sk-secret" not in explained + dumped
+    assert re.search(r"^  api_key +\*+ +--api-key$", explained, re.MULTILINE)
+    assert "\n# api_key is secret and not written here\n" in dumped
+    (tmp_path / "again.toml").write_text(dumped)
+    assert run("--config", str(tmp_path / "again.toml"), "--explain").returncode == 0

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from core.errors import EngineDeadError
+from core.errors import EngineDeadError, UserError
 from core.interfaces.frontend import TextDelta
 from frontends.openai_http.app import create_app
 from frontends.openai_http.deltas import Deltas
@@ -588,3 +588,109 @@ def test_failing_deltas_end_though_their_source_goes_on(error):
 
 def test_answer_is_what_the_fake_says():
     assert post(CHAT, {"messages": USER}).json()["choices"][0]["message"]["content"] == ANSWER
+
+
+# --- tokens, keys, load ------------------------------------------------------------------------------------------------
+
+
+def test_tokenize_and_detokenize():
+    assert post("/tokenize", {"prompt": "hé", "return_token_strs": True}).json() == {
+        "count": 3,
+        "max_model_len": 500,
+        "tokens": [BOS, ord("h"), ord("é")],
+        "token_strs": ["\x01", "h", "é"],
+    }
+    assert post("/tokenize", {"model": "fake", "prompt": "hi", "add_special_tokens": False}).json()["tokens"] == [104, 105]
+    chat = post("/tokenize", {"messages": USER}).json()
+    assert "".join(map(chr, chat["tokens"])) == "user: hi\nassistant: "
+    without = post("/tokenize", {"messages": USER, "add_generation_prompt": False}).json()
+    assert without["count"] == chat["count"] - len("assistant: ")
+    assert post("/detokenize", {"tokens": [BOS, 104, 105]}).json() == {"prompt": "\x01hi"}
+    assert post("/detokenize", {"tokens": [BOS, 104, 105], "skip_special_tokens": True}).json() == {"prompt": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/tokenize", {}, 400, "give either prompt or messages"),
+        ("/tokenize", {"prompt": "a", "messages": USER}, 400, "give either prompt or messages"),
+        ("/tokenize", {"prompt": 3}, 400, "prompt: input should be a valid string"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404, "the model 'other' is not served here; this server has 'fake'"),
+        ("/detokenize", {}, 400, "tokens: field required"),
+        ("/detokenize", {"tokens": [2, -1]}, 400, "token id -1 is outside the vocabulary of 1114112"),
+        ("/detokenize", {"tokens": ["2"]}, 400, "tokens[0]: input should be a valid integer"),
+    ],
+)
+def test_what_the_tokenizer_routes_refuse(path, body, status, message):
+    response = post(path, body)
+    assert response.status_code == status
+    assert error_of(response)["message"] == message
+
+
+def authorized(section, path, headers):
+    async def run():
+        async with app_client(FakeService(), **section) as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(run())
+
+
+def test_a_server_with_keys_lets_in_who_shows_one(tmp_path):
+    (tmp_path / "keys").write_text("# ours\nbob=sk-b\n\nsk-c=d\n")
+    section = {"api_key": ("alice=sk-a",), "api_key_file": str(tmp_path / "keys")}
+    for key in ("sk-a", "sk-b", "sk-c=d"):
+        assert authorized(section, "/v1/models", {"authorization": f"Bearer {key}"}).status_code == 200
+        assert authorized(section, "/v1/models", {"x-api-key": key}).status_code == 200
+    for path in ("/health", "/ready", "/ping", "/metrics", "/version"):
+        assert authorized(section, path, {}).status_code == 200
+    refused = {
+        "this server wants an API key: send it as 'Authorization: Bearer KEY'": ({}, {"authorization": "Basic sk-a"}),
+        "the API key is not one of this server's": ({"authorization": "Bearer alice=sk-a"}, {"x-api-key": "sk-d"}),
+    }
+    for message, all_headers in refused.items():
+        for headers in all_headers:
+            for path in ("/v1/models", "/load", "/nowhere"):
+                response = authorized(section, path, headers)
+                assert response.status_code == 401
+                assert response.headers["www-authenticate"] == "Bearer"
+                assert error_of(response) == {
+                    "message": message,
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "invalid_api_key",
+                }
+
+
+def test_keys_are_named_in_the_log_and_never_shown(caplog):
+    caplog.set_level(logging.DEBUG)
+    section = {"api_key": ("alice=sk-secret", "sk-other")}
+    for key in ("sk-secret", "sk-other", "sk-wrong"):
+        authorized(section, "/v1/models", {"authorization": f"Bearer {key}"})
+    said = [record.getMessage() for record in caplog.records if record.name == "dovetail.http"]
+    assert said == ["GET /v1/models by alice", "GET /v1/models by key 2"]
+    assert "sk-" not in repr(HttpSettings(**section))
+
+
+def test_a_file_without_keys_is_refused(tmp_path):
+    empty = tmp_path / "keys"
+    empty.write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="has no API key"):
+        create_app(FakeService(), HttpSettings(api_key_file=str(empty)))
+    with pytest.raises(UserError, match="the file of API keys cannot be read: "):
+        create_app(FakeService(), HttpSettings(api_key_file=str(tmp_path / "none")))
+
+
+def test_load_counts_the_calls_in_flight():
+    async def run():
+        async with app_client(FakeService()) as client:
+            idle = (await client.get("/load")).json()
+            body = {"prompt": "a", "stream": True, "cache_salt": "delay=0.01"}
+            call = asyncio.create_task(client.post(COMPLETE, json=body))
+            while not (busy := (await client.get("/load")).json())["server_load"]:
+                await asyncio.sleep(0)
+            await call
+            return idle, busy, (await client.get("/load")).json()
+
+    idle, busy, after = asyncio.run(run())
+    assert [each["server_load"] for each in (idle, busy, after)] == [0, 1, 0]
+    assert idle["max_concurrency"] == 4096

@@ -1,0 +1,70 @@
+"""``POST /tokenize`` and ``/detokenize``, as vLLM has them: what a text costs, and what tokens say."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.errors import RequestError
+from frontends.openai_http.body import read_json
+from frontends.openai_http.chat import render
+from frontends.openai_http.door import Door
+from frontends.openai_http.errors import response_to
+from frontends.openai_http.generation import encode
+from frontends.openai_http.schema import Message, Wire
+
+
+class TokenizeBody(Wire):
+    """Either a ``prompt``, or the ``messages`` of a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None  # for a prompt they are, for a chat they are the template's affair
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, object] | None = None
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeBody:
+        if (self.prompt is None) == (not self.messages):
+            raise PydanticCustomError("wrong", "give either prompt or messages")
+        return self
+
+
+class DetokenizeBody(Wire):
+    model: str | None = None
+    tokens: list[int]
+    skip_special_tokens: bool = False
+
+
+def add_routes(app: FastAPI, door: Door) -> None:
+    tokenizer, card = door.service.tokenizer, door.service.card
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = await door.reading(read_json(request, TokenizeBody, door.section.max_request_bytes))
+        door.model_named(body.model)
+        special = body.add_special_tokens
+        if body.prompt is not None:
+            ids = await encode(tokenizer, body.prompt, add_special_tokens=special is None or special)
+        else:
+            kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
+            text = render(door, body.messages or [], kwargs)
+            ids = await encode(tokenizer, text, add_special_tokens=bool(special))
+        answer = {"count": len(ids), "max_model_len": card.max_model_len, "tokens": ids}
+        if body.return_token_strs:
+            answer["token_strs"] = [tokenizer.token_text(token) for token in ids]
+        return response_to(200, answer)
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        body = await door.reading(read_json(request, DetokenizeBody, door.section.max_request_bytes))
+        door.model_named(body.model)
+        strange = next((token for token in body.tokens if not 0 <= token < card.vocab), None)
+        if strange is not None:
+            raise RequestError(f"token id {strange} is outside the vocabulary of {card.vocab}", param="tokens")
+        return response_to(200, {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)})
