@@ -37,6 +37,8 @@ WAYS = {
     "partitioned, prefix, few pages, chunks of 48": PARTITIONED | PREFIX | FEW_PAGES | chunks(48),
     "partitioned, no part for growth": PARTITIONED | FEW_PAGES | {"kv_cache_ratio": 1.0},
     "rejection sampler": {"sampler": "rejection"},
+    "two ranks": {"tensor_parallel_size": 2},
+    "two ranks, swap, few pages, chunks of 48": {"tensor_parallel_size": 2} | SWAP | FEW_PAGES | chunks(48),
 }
 
 
