@@ -126,6 +126,9 @@ class QuantizerOffer(Offer):
 
     ``at_load``: the settings that have no part in what is stored, only in how it is multiplied. A checkpoint that is saved
     packed keeps all the others, and who loads it may not change those.
+
+    ``reads(quantization_config)``: the settings with which this quantizer takes the tensors of another program's checkpoint as
+    they are (``Quantizer.adopt``), or None when that is not in its format. It looks at the table of config.json alone.
     """
 
     kind: ClassVar[str] = "quantizer"
@@ -133,6 +136,7 @@ class QuantizerOffer(Offer):
     bits: float
     stored_bits: Callable[[Any, str, int], float | None] | None = None
     at_load: frozenset[str] = frozenset()
+    reads: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,18 +150,19 @@ def load_model(plan: Plan) -> Decoder:
 def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weight]]:
     """The weights of a ``fetched`` plan's checkpoint, in canonical form, while it is open."""
     from core.models.loading import open_checkpoint, weights
-    from core.models.packed import packed_weights, read_packing
+    from core.models.packed import adopted_weights, packed_weights
 
     family = _offered(plan, manager, "model").offer
     if not isinstance(family, ModelOffer):
         raise TypeError(f"{family.name} is no model")
     checkpoint = open_checkpoint(plan.model, checkpoint_formats(plan, manager), plan.settings["seed"])
     try:
-        packing = read_packing(plan.config, plan.model.name)
-        if packing is None:
+        if plan.packing is None:
             yield weights(checkpoint, family.family(), plan.spec)
+        elif plan.packing.adopted:
+            yield adopted_weights(checkpoint, family.family(), plan.spec, create_quantizer(plan, manager))
         else:
-            yield packed_weights(checkpoint, plan.spec, packing, create_quantizer(plan, manager))
+            yield packed_weights(checkpoint, plan.spec, plan.packing, create_quantizer(plan, manager))
     finally:
         checkpoint.close()
 

@@ -105,6 +105,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             config=found.config,
             reasons=resolved.reasons,
             warnings=tuple(warnings),
+            packing=found.packing,
         )
     return composition
 

@@ -47,10 +47,22 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     family = _family(architectures, manager, selection)
     if not isinstance(family.offer, ModelOffer):
         raise TypeError(f"{family.name} is no model")
-    packing = read_packing(config, folder.name, [each.name for each in manager.offers(QuantizerOffer.kind)])
+    packing = read_packing(
+        config, folder.name, [each.name for each in manager.offers(QuantizerOffer.kind)], lambda found: _adopted(found, manager)
+    )
     spec = family.offer.family().spec({key: value for key, value in config.items() if key != KEY})
     architecture = next(name for name in architectures if name in family.offer.architectures)
     return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing)
+
+
+def _adopted(found: Mapping[str, Any], manager: PluginManager) -> Packing | None:
+    """The quantizer that reads what another program packed; the first by name, should there be several."""
+    for each in sorted(manager.offers(QuantizerOffer.kind), key=lambda each: each.name):
+        if isinstance(each.offer, QuantizerOffer) and each.offer.reads is not None:
+            settings = each.offer.reads(found)
+            if settings is not None:
+                return Packing(each.name, each.plugin, settings, {}, adopted=True)
+    return None
 
 
 def _family(architectures: list[str], manager: PluginManager, selection: Selection) -> Offered:

@@ -11,6 +11,7 @@ from core.errors import Problem
 
 if TYPE_CHECKING:
     from core.interfaces.model import DecoderSpec, ModelFolder
+    from core.models.packed import Packing
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Choice:
 class Plan:
     """``settings`` holds the core's values by name, ``sections`` each chosen plugin's by plugin name, ``origins`` where each
     dotted key ("max_model_len", "openai_http.port") was set. ``facts`` are what the rules judged. ``config`` is the
-    checkpoint's, in config.json's terms. ``reasons`` says, for each setting that was left open, why it became what it is.
+    checkpoint's, in config.json's terms; ``packing`` is what it says of packed weights. ``reasons`` says, for each setting that
+    was left open, why it became what it is.
     """
 
     settings: Mapping[str, Any]
@@ -41,6 +43,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
+    packing: Packing | None = None
 
     def chosen(self, kind: str) -> Choice | None:
         """The one choice of a single kind; None when an optional kind has none."""

@@ -97,6 +97,15 @@ class Quantizer(ABC):
         """
         return None
 
+    def adopt(self, tensors: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Packed:
+        """A matrix that another program packed, exactly: for configs that the offer's ``reads`` accepts.
+
+        :param tensors: by the last part of their names ("weight_packed", "weight_scale"). Take out what is used: what is left
+            over is refused, since it would change the values.
+        :raises KeyError: when one is missing.
+        """
+        raise NotImplementedError(f"{self.name} reads what it packed itself")
+
     def tile(self) -> Any | None:
         """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load."""
         return None

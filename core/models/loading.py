@@ -20,6 +20,9 @@ from core.interfaces.model import (
     weight_names,
 )
 
+# What a number can be that stands for itself.
+PLAIN = frozenset({"float16", "bfloat16", "float32", "float64"})
+
 
 def read_config(folder: ModelFolder, formats: Mapping[str, CheckpointFormat]) -> Mapping[str, Any]:
     """The config in config.json's terms; its number format, under whichever key it stood, is at "dtype"."""
@@ -86,6 +89,12 @@ def check_shape(weight: WeightName, stored: tuple[Stored, ...], held: Mapping[st
         expected = (sum(count for _, count in of_name), *columns)
         transposed = of_name[0][0].transposed
         expected = expected[::-1] if transposed else expected
+        if held[name].dtype.name not in PLAIN:
+            raise UserError.of(
+                f"tensor {name!r} is of {held[name].dtype}: it is packed, and the model's config does not say how",
+                "",
+                "choose the checkpoint that was packed, or one whose config.json says how it is",
+            )
         if held[name].shape != expected:
             raise UserError.of(
                 f"tensor {name!r} has the shape {list(held[name].shape)}, but the model's config asks for {list(expected)}",

@@ -6,17 +6,28 @@ has the array "weight". So the same folder comes of any layout a model is publis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
-from core.interfaces.model import LINEAR_ROLES, Checkpoint, DecoderSpec, Role, Tensor, Weight, WeightName, weight_names
+from core.interfaces.model import (
+    LINEAR_ROLES,
+    Checkpoint,
+    DecoderSpec,
+    ModelFamily,
+    Role,
+    Stored,
+    Tensor,
+    Weight,
+    WeightName,
+    weight_names,
+)
 from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 from core.models.layouts import did_not_find
-from core.models.loading import part_rows
+from core.models.loading import check_shape, part_rows, view
 
 KEY = "quantization_config"
 METHOD = "dovetail"
@@ -27,12 +38,16 @@ AGAIN = "save it again: dovetail quantize"
 
 @dataclass(frozen=True)
 class Packing:
-    """Who packed a checkpoint: the quantizer's name, its plugin, that plugin's settings, and the layout of each packed role."""
+    """Who packed a checkpoint: the quantizer's name, its plugin, that plugin's settings, and the layout of each packed role.
+
+    ``adopted``: another program did, and this quantizer reads its tensors, under the names and in the order of that program.
+    """
 
     quantizer: str
     plugin: str
     settings: Mapping[str, Any]
     layouts: Mapping[Role, str]
+    adopted: bool = False
 
     def as_config(self) -> dict[str, Any]:
         return {
@@ -49,17 +64,28 @@ def layouts(quantizer: Quantizer) -> dict[Role, str]:
     return {role: quantizer.of_role(role).layout for role in LINEAR_ROLES if role in quantizer.roles}
 
 
-def read_packing(config: Mapping[str, Any], model: str, known: Sequence[str] = ()) -> Packing | None:
+def read_packing(
+    config: Mapping[str, Any],
+    model: str,
+    known: Sequence[str] = (),
+    adopted: Callable[[Mapping[str, Any]], Packing | None] = lambda found: None,
+) -> Packing | None:
     """What config.json says of packed weights; None when they are not packed.
 
     :param known: the quantizers that are installed, to be named where the checkpoint's own cannot be read.
-    :raises UserError: for another method than ours, or a description that is damaged or newer than this reader.
+    :param adopted: which of them reads what another program packed.
+    :raises UserError: for another method that nobody reads, or a description that is damaged or newer than this reader.
     """
     found = config.get(KEY) or config.get("compression_config")
     if not found:
         return None
-    if not isinstance(found, Mapping) or found.get("quant_method") != METHOD:
+    if not isinstance(found, Mapping):
         raise foreign(found, model, known)
+    if found.get("quant_method") != METHOD:
+        packing = adopted(found)
+        if packing is None:
+            raise foreign(found, model, known)
+        return packing
     if found.get("version") != VERSION:
         raise UserError.of(
             f"{model} is packed in version {found.get('version')!r} of Dovetail's layout, and this one reads version {VERSION}",
@@ -144,6 +170,70 @@ def packed_weights(checkpoint: Checkpoint, spec: DecoderSpec, packing: Packing, 
             del whole
         for place in places.values():
             checkpoint.release(place)
+
+
+def adopted_weights(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSpec, quantizer: Quantizer) -> Iterator[Weight]:
+    """Every weight in loading order, of a checkpoint that another program packed a part at a time."""
+    names = checkpoint.names()
+    plain = names | {f"{name.rpartition('.')[0]}.{DENSE}" for name in names}  # as if nothing were packed
+    for weight in weight_names(spec):
+        stored = family.stored(weight, spec, plain)
+        tied = weight.role == "head" and spec.tied_head
+        if weight.role in quantizer.roles:
+            its, columns = quantizer.of_role(weight.role), spec.shape(weight.role)[1]
+            used = [name for part in stored for name in names if name.startswith(part.name.removesuffix(DENSE))]
+            shapes = [(rows, columns) for rows in part_rows(weight, spec)]
+            packed = [adopted(part, shape, checkpoint, its) for part, shape in zip(stored, shapes, strict=True)]
+            if any(rows % its.rows_together for rows, _ in shapes[:-1]):
+                raise UserError.of(
+                    f"the parts of {weight} have {', '.join(str(rows) for rows, _ in shapes)} rows, which cannot be joined "
+                    f"where {its.rows_together} share a scale",
+                    f"{KEY} in the model's config",
+                    "choose the checkpoint that was packed",
+                )
+            yield Weight(weight, (), tied, packed[0] if len(packed) == 1 else its.stack(packed))
+            del packed
+        else:
+            used = [part.name for part in stored]
+            for name in used:
+                if name not in names:
+                    raise did_not_find(name, names)
+            held = {name: checkpoint.tensor(name) for name in used}
+            check_shape(weight, stored, held, spec)
+            yield Weight(weight, tuple(view(held[part.name], part) for part in stored), tied)
+            del held
+        for name in used:
+            checkpoint.release(name)
+
+
+def adopted(part: Stored, shape: tuple[int, int], checkpoint: Checkpoint, quantizer: Quantizer) -> Packed:
+    prefix = part.name.removesuffix(DENSE)
+    names = checkpoint.names()
+    tensors = {name.removeprefix(prefix): checkpoint.tensor(name) for name in names if name.startswith(prefix)}
+    try:
+        if part.transposed or part.rows != slice(None):
+            raise ValueError("it is stored the other way round, or beside others")
+        packed = quantizer.adopt(tensors, shape)
+    except KeyError as error:
+        raise did_not_find(f"{prefix}{error.args[0]}", names) from None
+    except ValueError as error:
+        raise not_adopted(prefix, quantizer, str(error)) from error
+    if tensors:
+        raise not_adopted(prefix, quantizer, f"{', '.join(sorted(tensors))} would be left over")
+    for key, like in outline(quantizer, shape).arrays.items():
+        array = packed.arrays[key]
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            why = f"{key} is {list(array.shape)} of {array.dtype}, not {list(like.shape)} of {like.dtype}"
+            raise not_adopted(prefix, quantizer, why)
+    return packed
+
+
+def not_adopted(prefix: str, quantizer: Quantizer, why: str) -> UserError:
+    return UserError.of(
+        f"the packed tensors of {prefix.removesuffix('.')!r} are not as {quantizer.name} has them: {why}",
+        f"{KEY} in the model's config",
+        "choose the checkpoint that was packed, and pack it here",
+    )
 
 
 def check_layouts(packing: Packing, quantizer: Quantizer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +86,13 @@ class GroupInt4(Quantizer):
         scale = packed.arrays["scale"].astype(np.float32)
         values: Matrix = (codes.reshape(rows, scale.shape[1], -1) + LOWEST) * scale[:, :, None]
         return np.ascontiguousarray(values.reshape(rows, -1)[:, : packed.shape[1]])
+
+    def adopt(self, tensors: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Packed:
+        words, scale = tensors.pop("weight_packed"), tensors.pop("weight_scale")
+        if tuple(tensors.pop("weight_shape", shape)) != shape:
+            raise ValueError(f"it is not of shape {list(shape)}")
+        arrays = {"codes": np.ascontiguousarray(words).view(np.uint8), "scale": scale}  # eight codes a word, lowest bits first
+        return Packed(shape, arrays, {"group_size": self._group_size or shape[1], "activations": self._activations})
 
     def columns(self, packed: Packed, first: int, last: int) -> Packed | None:
         group = self._group_size

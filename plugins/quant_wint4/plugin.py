@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -41,6 +41,18 @@ def stored_bits(section: Wint4Settings, role: str, in_features: int) -> float | 
     return (4 * stored + 16 * (stored // section.group_size if section.group_size else 1)) / in_features
 
 
+def reads(quantization_config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Symmetric four bits as compressed-tensors packs them: the same steps, two a byte in the same order."""
+    match quantization_config:
+        case {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group, **more}}:
+            match group:
+                case {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": True, **weights}}:
+                    size = 0 if weights.get("strategy") == "channel" else weights.get("group_size")
+                    if not more and size in (0, 32, 64, 128) and weights.get("strategy") in ("channel", "group"):
+                        return {"group_size": size, "search": False, "pad": False, "head": False}
+    return None
+
+
 def _groups_divide(what: str, width: str) -> Rule:
     return Rule(
         id=f"wint4-groups-do-not-divide-{what.replace(' ', '-')}",
@@ -72,6 +84,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         bits=4,
         stored_bits=stored_bits,
         at_load=frozenset({"activations"}),
+        reads=reads,
         create=create,
         settings=Wint4Settings,
         rules=(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,19 @@ class RowInt8(Quantizer):
     def unpack(self, packed: Packed) -> NDArray[np.float32]:
         values: NDArray[np.float32] = packed.arrays["codes"] * packed.arrays["scale"][:, None]
         return values
+
+    def adopt(self, tensors: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Packed:
+        scale = tensors.pop("weight_scale")
+        if "weight_packed" in tensors:
+            words = np.ascontiguousarray(tensors.pop("weight_packed"))  # four codes a word, 128 added to each
+            codes = (words.view(np.uint8) ^ np.uint8(128)).view(np.int8)
+            if tuple(tensors.pop("weight_shape", shape)) != shape:
+                raise ValueError(f"it is not of shape {list(shape)}")
+        else:
+            codes = tensors.pop("weight")
+        if scale.shape != (shape[0], 1):
+            raise ValueError(f"its scales are {list(scale.shape)} instead of {[shape[0], 1]}")
+        return Packed(shape, {"codes": codes, "scale": scale[:, 0].astype(np.float32)}, {"activations": self._activations})
 
     def columns(self, packed: Packed, first: int, last: int) -> Packed:
         arrays = {"codes": np.ascontiguousarray(packed.arrays["codes"][:, first:last]), "scale": packed.arrays["scale"]}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,23 @@ def stored_bits(section: Wint8Settings, role: str, in_features: int) -> float | 
     return None if role == "head" and not section.head else 8 + 32 / in_features
 
 
+def reads(quantization_config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Symmetric eight bits a channel as compressed-tensors has them, four in a word or each by itself."""
+    match quantization_config:
+        case {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized" | "int-quantized" | "naive-quantized",
+            "config_groups": {"group_0": group, **more},
+        } if not more:
+            match group:
+                case {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+                }:
+                    return {"head": False}
+    return None
+
+
 @hookimpl
 def register_quantizers() -> Iterable[QuantizerOffer]:
     def create(context: Context) -> Quantizer:
@@ -40,6 +57,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         bits=8,
         stored_bits=stored_bits,
         at_load=frozenset({"activations"}),
+        reads=reads,
         create=create,
         settings=Wint8Settings,
     )
