@@ -1,8 +1,11 @@
 """Which kernels compute: as asked, as possible, and never silently."""
 
 import logging
+import sys
+import types
 
 import pytest
+import torch
 
 from core.compute.torch_backend import kernels
 from core.compute.torch_backend.backend import TorchBackend
@@ -79,3 +82,49 @@ def test_heads_of_odd_width_are_left_to_plain_torch_and_it_is_said(caplog):
     backend.kv_cache(tiny_spec(head_dim=24), 4, 16)
     message = "attention and rope are computed in plain torch: heads of 24 are no multiple of 16 up to 1024"
     assert said(caplog) == [(logging.WARNING, message)]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """What this torch is told of a CUDA device that is not there."""
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    return capability
+
+
+def test_on_cuda_the_kernels_are_tritons(device, monkeypatch, caplog):
+    made = []
+    fake = types.ModuleType("core.compute.torch_backend.triton.backend")
+    fake.TritonBackend = lambda *given, **options: made.append((given, options)) or made
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    caplog.set_level(logging.INFO)
+    assert kernels.on_cuda("auto", "cuda:1", "bfloat16") is made
+    device[0] = (8, 6)
+    assert kernels.on_cuda("native", "cuda:1", "bfloat16") is made
+    assert made == [(("cuda:1", "bfloat16"), {"overlap": True}), (("cuda:1", "bfloat16"), {"overlap": False})]
+    message = "a step's operations are computed by native kernels: Triton on NVIDIA H100"
+    assert said(caplog) == [(logging.INFO, message)] * 2
+
+
+def test_on_cuda_plain_torch_is_said(device, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "core.compute.torch_backend.triton.backend", None)
+    caplog.set_level(logging.INFO)
+    assert type(kernels.on_cuda("reference", "cuda:0", "bfloat16")) is TorchBackend
+    assert type(kernels.on_cuda("auto", "cuda:0", "bfloat16")) is TorchBackend
+    asked, (level, message) = said(caplog)
+    assert asked == (logging.INFO, "a step's operations are computed by plain torch, as asked for")
+    assert level == logging.WARNING
+    assert message.startswith("a step's operations are computed by plain torch, which is slower: Triton cannot be imported: ")
+    with pytest.raises(UserError, match="the native kernels cannot be had: Triton cannot be imported"):
+        kernels.on_cuda("native", "cuda:0", "bfloat16")
+
+
+def test_on_an_old_device_native_is_an_error(device):
+    device[0] = (7, 5)
+    with pytest.raises(UserError) as refused:
+        kernels.on_cuda("native", "cuda:0", "bfloat16")
+    (problem,) = refused.value.problems
+    what = "the native kernels cannot be had: they are for compute capability 8.0 and newer, and cuda:0 has 7.5"
+    assert problem.what == what

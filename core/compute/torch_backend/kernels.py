@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from core.compute.torch_backend.backend import TorchBackend
 from core.compute.torch_backend.native.build import NotBuiltError
 from core.errors import UserError
 from core.interfaces.compute import DType
 
 log = logging.getLogger("dovetail.compute")
+
+OLDEST = (8, 0)  # compute capability: of bfloat16
+OVERLAPS = (9, 0)  # can place a kernel's programs while the kernel before ends
 
 
 def on_cpu(kernels: str, dtype: DType, threads: int) -> TorchBackend:
@@ -39,4 +44,34 @@ def native_on_cpu(dtype: DType, threads: int) -> TorchBackend:
     backend = NativeBackend(dtype, threads)
     check(backend)
     log.info("a step's operations are computed by native kernels: %s", library.instructions())
+    return backend
+
+
+def on_cuda(kernels: str, device: str, dtype: DType) -> TorchBackend:
+    """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
+    if kernels == "reference":
+        log.info("a step's operations are computed by plain torch, as asked for")
+        return TorchBackend(device, dtype)
+    try:
+        return triton_on_cuda(device, dtype)
+    except NotBuiltError as error:
+        if kernels == "native":
+            raise UserError.of(
+                f"the native kernels cannot be had: {error}", "backend_torch.kernels", "--torch-kernels auto, for plain torch"
+            ) from error
+        log.warning("a step's operations are computed by plain torch, which is slower: %s", error)
+        return TorchBackend(device, dtype)
+
+
+def triton_on_cuda(device: str, dtype: DType) -> TorchBackend:
+    """:raises NotBuiltError: when Triton cannot be imported, or makes no kernels for this device."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        raise NotBuiltError(f"they are for compute capability 8.0 and newer, and {device} has {'.'.join(map(str, capability))}")
+    try:
+        from core.compute.torch_backend.triton.backend import TritonBackend
+    except ImportError as error:
+        raise NotBuiltError(f"Triton cannot be imported: {error}") from error
+    backend = TritonBackend(device, dtype, overlap=capability >= OVERLAPS)
+    log.info("a step's operations are computed by native kernels: Triton on %s", torch.cuda.get_device_name(device))
     return backend

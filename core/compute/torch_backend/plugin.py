@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 class TorchSettings(Section, frozen=True):
     kernels: Literal["auto", "native", "reference"] = Field(
         "auto",
-        description="what computes a step's operations: native kernels (on a CPU C++, compiled at first use), the reference in "
-        "plain torch, or auto: native where they can be had",
+        description="what computes a step's operations: native kernels (on a CPU C++, compiled at first use; on CUDA Triton), "
+        "the reference in plain torch, or auto: native where they can be had",
     )
 
 
 COMPILER = Fact("torch.compiler", str, "the C++ compiler that makes the native kernels of a CPU; None when there is none")
+TRITON = Fact("torch.triton", str, "the version of Triton, which makes the native kernels of a CUDA device; None without it")
 PLAIN = Remedy("--torch-kernels reference, for plain torch", {"backend_torch.kernels": "reference"})
 INSTALL = Remedy("install g++ or clang++, or name a compiler by $CXX")
+WITH_TRITON = Remedy("pip install triton, or a torch that brings it")
+ON_CUDA = Condition("device.kind", "==", "cuda")
 ON_CPU = Condition("device.kind", "==", "cpu")
 RULES = (
     Rule(
@@ -47,17 +51,29 @@ RULES = (
         reason="on a CPU the native kernels compute in bfloat16 and float32, not in float16",
         remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), PLAIN),
     ),
+    Rule(
+        id="native-kernels-without-triton",
+        when=(ON_CUDA, Condition("settings.backend_torch.kernels", "==", "native"), Condition("torch.triton", "==", None)),
+        reason="on CUDA the native kernels are Triton's, which is not installed",
+        remedies=(WITH_TRITON, PLAIN),
+    ),
+    Rule(
+        id="plain-torch-without-triton",
+        when=(ON_CUDA, Condition("settings.backend_torch.kernels", "==", "auto"), Condition("torch.triton", "==", None)),
+        reason="Triton is not installed: steps are computed by plain torch, which is slower, and cannot be recorded",
+        remedies=(WITH_TRITON, PLAIN),
+        severity="warning",
+    ),
 )
 
 
 def create(context: Context) -> ComputeBackend:
     from core.compute.torch_backend import kernels
-    from core.compute.torch_backend.backend import TorchBackend
 
     dtype, threads = context.facts["compute.dtype"], context.settings["threads"]
     if context.facts["device.kind"] == "cpu":
         return kernels.on_cpu(context.section.kernels, dtype, threads)
-    return TorchBackend(f"cuda:{context.facts.get('parallel.rank', 0)}", dtype, threads)
+    return kernels.on_cuda(context.section.kernels, f"cuda:{context.facts.get('parallel.rank', 0)}", dtype)
 
 
 @hookimpl
@@ -81,8 +97,16 @@ def register_rules() -> Iterable[RulesOffer]:
         from core.compute.torch_backend.native.build import NotBuiltError, find_compiler
 
         try:
-            return {COMPILER.name: find_compiler()}
+            compiler = find_compiler()
         except NotBuiltError:
-            return {COMPILER.name: None}
+            compiler = None
+        return {COMPILER.name: compiler, TRITON.name: version_of("triton")}
 
-    yield RulesOffer(name="torch", summary="what can compile kernels here", facts=(COMPILER,), derive=derive)
+    yield RulesOffer(name="torch", summary="what can compile kernels here", facts=(COMPILER, TRITON), derive=derive)
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
