@@ -48,11 +48,12 @@ class Group(Collective):
         return torch.cat(parts, 1) if parts else None
 
     def abort(self) -> None:
-        """gloo's connections to a process end with it; NCCL waits for ever."""
+        """A connection of gloo's ends with its process; NCCL waits for ever."""
         if self._group is not None and self._device == "cuda":
             self._group.abort()
 
     def close(self) -> None:
+        self.abort()  # the others may be gone
         self._group = None
 
     @property

@@ -6,9 +6,11 @@ import psutil
 import pytest
 
 from core.compose import compose
+from core.compose.build import load_part
 from core.compose.probe import DeviceProbe
 from core.engine.ranks import OtherRanks
 from core.errors import EngineDeadError, UserError
+from core.plugin_manager import PluginManager
 from frontends.offline import LLM, SamplingParams
 
 MODEL = "random:llama-tiny"  # its head is not the embedding: it does not say the same whatever it is asked
@@ -147,3 +149,19 @@ def test_groups_have_to_divide_what_one_rank_has_of_a_row():
         "  remedy: --quant-wint4-pad: fill each row up with zeros\n"
         "  remedy: --quant-wint4-group-size 0: one scale a row"
     )
+
+
+@pytest.mark.parametrize("packed", [(), ("--quantization", "wint8")])
+def test_a_rank_holds_what_the_plan_says(packed):
+    flags = ["--model", MODEL, "--dtype", "float32", "--torch-kernels", "reference", "--threads", "1", "-tp", "2", *packed]
+    plan = compose(flags, env={}, probe=CPU)
+    decoder = load_part(plan, PluginManager.load_only(plan.plugins), 1).decoder
+    spec = decoder.spec
+    assert (spec.num_heads, spec.num_kv_heads, spec.intermediate, spec.vocab) == (2, 1, 64, 256)
+    unpacked = 4 * spec.hidden * (spec.vocab + 2 * spec.num_layers + 1)  # embedding and norms
+    held = sum(linear.nbytes for linear in decoder.linears) + unpacked
+    assert held == pytest.approx(
+        plan.facts["memory.weights_bytes"], rel=0.1 if packed else 0
+    )  # kernels pad matrices as small as these
+    kv = decoder.backend.kv_cache(spec, 3, plan.settings["block_size"])
+    assert kv.nbytes == 3 * plan.facts["memory.kv_page_bytes"]
