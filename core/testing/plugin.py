@@ -124,7 +124,7 @@ class PluginContract(Contract, kit=True):
     def test_rules_explain_themselves(self) -> None:
         seen: set[str] = set()
         for offer in offers_of(self.module):
-            for rule in offer.rules:
+            for rule in (*offer.rules, *offer.idle_rules):
                 assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.id), (
                     f"{rule.id!r}: ids are lower-case words joined by hyphens"
                 )
