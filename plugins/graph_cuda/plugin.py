@@ -117,7 +117,7 @@ FULL_WITH_PREFIXES = Rule(
 WITH_RANKS = Rule(
     id="cuda-graphs-with-tensor-parallel",
     when=(Condition("chosen.graph_backend", "==", "cuda"), Condition("parallel.ranks", ">", 1)),
-    reason="CUDA graphs are recorded for one device, and {parallel.ranks} ranks share the model",
+    reason="graphs are recorded for one CUDA device, and {parallel.ranks} ranks share the model",
     remedies=(Remedy("--tensor-parallel-size 1", {"tensor_parallel.size": 1}), EAGERLY),
 )
 

@@ -60,7 +60,7 @@ RULES = (
     Rule(
         id="plain-torch-without-triton",
         when=(ON_CUDA, Condition("settings.backend_torch.kernels", "==", "auto"), Condition("torch.triton", "==", None)),
-        reason="Triton is not installed: steps are computed by plain torch, which is slower, and cannot be recorded",
+        reason="no Triton is installed: steps are computed by plain torch, which is slower, and cannot be recorded",
         remedies=(WITH_TRITON, PLAIN),
         severity="warning",
     ),

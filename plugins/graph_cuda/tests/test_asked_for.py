@@ -153,7 +153,7 @@ def test_every_contradiction_is_told_at_once():
         "before the step",
         "under the cache policy prefix a prompt may begin in cached pages, and a recorded step of prompts attends to nothing "
         "before the step",
-        "CUDA graphs are recorded for one device, and 2 ranks share the model",
+        "graphs are recorded for one CUDA device, and 2 ranks share the model",
     ]
     assert [where for _, where in found] == [
         "--use-cudagraph, --device",
