@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,10 @@ class BlockFp8(Quantizer):
 
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features)
+
+    def adopt(self, tensors: dict[str, NDArray[Any]], shape: tuple[int, int]) -> Packed:
+        codes, scale = tensors.pop("weight"), tensors.pop("weight_scale_inv")  # by which codes are multiplied, as ours
+        return Packed(shape, {"codes": codes, "scale": scale.astype(np.float32)})
 
     def rows(self, packed: Packed, first: int, last: int) -> Packed:
         if first % BLOCK or (last % BLOCK and last != packed.shape[0]):

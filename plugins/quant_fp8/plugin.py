@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -24,6 +24,16 @@ class Fp8Settings(Section, frozen=True):
 
 def stored_bits(section: Fp8Settings, role: str, in_features: int) -> float | None:
     return None if role == "head" and not section.head else 8 + 32 * -(-in_features // 128) / (128 * in_features)
+
+
+def reads(quantization_config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same blocks as DeepSeek's checkpoints and transformers' have them, but for the head all of the linears."""
+    match quantization_config:
+        case {"quant_method": "fp8", "weight_block_size": [128, 128], **more}:
+            alike = more.get("fmt", "e4m3") == "e4m3" and more.get("activation_scheme", "dynamic") == "dynamic"
+            left_alone = set(more.get("modules_to_not_convert") or ()) <= {"lm_head"}
+            return {"head": False} if alike and left_alone else None
+    return None
 
 
 WAYS_OUT = (
@@ -48,6 +58,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         bits=8,
         stored_bits=stored_bits,
         at_load=frozenset({"emulate"}),
+        reads=reads,
         create=create,
         settings=Fp8Settings,
         rules=(

@@ -1,19 +1,25 @@
 """What the contract (``tests/plugins_docs``) leaves open: bytes, blocks over the seams, refusals, quality, models that run."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from core.bench.quality import Reader
 from core.compose import compose
+from core.compose.build import fetched
 from core.compose.probe import VARIABLE, DeviceProbe, Gpu
 from core.errors import UserError
 from core.interfaces.model import Weight, WeightName
 from core.interfaces.quantizer import packed_chunks
+from core.models.random_format import SHAPES, RandomCheckpoint
+from core.models.safetensors_writer import Shards
 from core.saving import save_packed
 from core.testing.plugin import offers_of, plugin_module
 from frontends.offline import LLM, SamplingParams
 from quant_fp8.pack import BlockFp8
-from quant_fp8.plugin import Fp8Settings, stored_bits
+from quant_fp8.plugin import Fp8Settings, reads, stored_bits
 
 MB = 10**6
 GIB = 1 << 30
@@ -173,3 +179,61 @@ def test_a_model_is_saved_packed_where_it_cannot_be_served(tmp_path):
             greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
             outputs.append(llm.generate([[5, 6, 7]], greedy, use_tqdm=False)[0].outputs[0].token_ids)
     assert outputs[0] == outputs[1]
+
+
+# --- checkpoints that others packed -----------------------------------------------------------------------------------
+
+THEIRS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+WIDE = SHAPES["llama-tiny"] | {
+    "hidden_size": 192,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "intermediate_size": 256,
+}
+
+
+def checkpoint(folder, config, packs):
+    source = RandomCheckpoint(WIDE, 0)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(WIDE | config))
+    shards = Shards(folder, 1 << 30)
+    for name in sorted(source.names()):
+        tensor = source.tensor(name)
+        if packs and name.endswith("proj.weight"):
+            packed = BlockFp8().pack(tensor.astype(np.float32))
+            shards.add(f"{name}_scale_inv", packed.arrays["scale"])
+            tensor = packed.arrays["codes"]
+        shards.add(name, tensor)
+    shards.finish()
+    return str(folder)
+
+
+def logits(model, *flags):
+    argv = ["--model", model, "--threads", "1", "--max-model-len", "64", "--fp8-emulate", *flags]
+    return Reader(fetched(compose(argv, env={})), 5).read(np.array([1, 5, 300, 7, 21], np.int32), 0)
+
+
+def test_blocks_that_another_program_packed_are_read(tmp_path):
+    theirs = checkpoint(tmp_path / "theirs", {"quantization_config": THEIRS}, True)
+    plan = compose(["--model", theirs, "--fp8-emulate"], env={})
+    assert plan.chosen("quantizer").origin == f"config.json of {theirs}"
+    plain = checkpoint(tmp_path / "plain", {}, False)
+    assert np.array_equal(logits(theirs), logits(plain, "--quantization", "fp8"))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        ({}, {"head": False}),
+        ({"modules_to_not_convert": ["lm_head"]}, {"head": False}),
+        ({"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}, None),
+        ({"weight_block_size": [64, 128]}, None),
+        ({"weight_block_size": None}, None),
+        ({"activation_scheme": "static"}, None),
+        ({"fmt": "e5m2"}, None),
+        ({"quant_method": "fbgemm_fp8"}, None),
+    ],
+)
+def test_what_is_read_of_them(change, settings):
+    assert reads(THEIRS | change) == settings
