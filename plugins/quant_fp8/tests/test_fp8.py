@@ -237,3 +237,25 @@ def test_blocks_that_another_program_packed_are_read(tmp_path):
 )
 def test_what_is_read_of_them(change, settings):
     assert reads(THEIRS | change) == settings
+
+
+# --- on a device ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_model_computes_what_the_emulation_does():
+    """Nearer to it than that is to bfloat16. Roundings that fall otherwise move random weights' logits by 7 % of their length
+    after 18 layers, as between two ways to emulate; fp8 moves them by 12 %.
+    """
+    tokens = np.random.default_rng(0).integers(3, 100_000, 24).astype(np.int32)
+
+    def read(*flags):
+        argv = ["--model", "random:ernie-4.5-0.3b", "--max-model-len", "64", *flags]
+        return Reader(fetched(compose(argv, env={})), len(tokens)).read(tokens, 0)
+
+    emulated = read("--device", "cpu", "--quantization", "fp8", "--fp8-emulate")
+    off = [
+        float(np.mean(np.linalg.norm(other - emulated, axis=1) / np.linalg.norm(emulated, axis=1)))
+        for other in (read("--device", "cuda", "--quantization", "fp8"), read("--device", "cpu"))
+    ]
+    assert off[0] < 0.8 * off[1]

@@ -6,6 +6,11 @@ import pytest
 import torch
 
 from core.compute.torch_backend import fp8, fp8_kernel
+from core.compute.torch_backend.backend import TorchBackend
+from core.compute.torch_backend.triton.backend import TritonBackend
+from core.interfaces.model import WeightName
+from core.testing.inputs import random_weights, tiny_spec
+from quant_fp8.pack import BlockFp8
 
 
 def weights(rows, columns):
@@ -79,3 +84,21 @@ def test_no_tokens_and_one_that_is_no_number():
     out = fp8_kernel.product(x, codes, scale, torch.float32)
     assert out[1].isnan().all()
     assert not out[[0, 2]].isnan().any()
+
+
+def test_a_backend_multiplies_by_it(monkeypatch):
+    """A whole operation of the CUDA path, against the plain one with the emulation."""
+    spec = tiny_spec(hidden=160, intermediate=136)
+    layer = random_weights(spec)
+    hidden = activations(4, 160, torch.float32) * 10
+
+    def gated(backend):
+        names = WeightName("norm", 0, "post"), WeightName("gate_up", 0)
+        norm, weight = (backend.place(layer[name], spec, BlockFp8()) for name in names)
+        return weight.format, backend.gate_up(hidden.clone(), norm, weight)
+
+    emulated, expected = gated(TorchBackend("cpu", "float32", threads=1))
+    monkeypatch.setattr(fp8, "native_product", lambda device: fp8_kernel.product)
+    native, got = gated(TritonBackend("cpu", "float32", threads=1))
+    assert emulated == f"{native}, emulated in float32"
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
