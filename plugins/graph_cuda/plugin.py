@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from core.hookspecs import hookimpl
-from core.interfaces.rules import Condition, Remedy, Rule
-from core.offers import Alias, Context, GraphBackendOffer, Section
+from core.interfaces.rules import Condition, Fact, Remedy, Rule
+from core.offers import Alias, Context, GraphBackendOffer, RulesOffer, Section
 from graph_cuda.config import CHOOSES, WITHOUT_EFFECT, mistakes_in, settings_of
-from graph_cuda.sizes import LARGEST
+from graph_cuda.sizes import LARGEST, Sizes, decode_sizes, prompt_sizes
 
 if TYPE_CHECKING:
     from core.interfaces.graph import GraphBackend
@@ -163,22 +163,43 @@ RULES = (
 )
 
 
+def sizes_of(section: GraphSettings, settings: Mapping[str, Any]) -> Sizes:
+    sequences = settings["max_num_seqs"]
+    prompts: tuple[tuple[int, int], ...] = ()
+    if section.scope == "full":
+        longest = min(section.prefill_tokens, settings["max_num_batched_tokens"])
+        prompts = prompt_sizes(longest, section.prefill_sequences, sequences)
+    return Sizes(decode_sizes(section.capture_sizes, section.default_sizes, sequences), prompts)
+
+
+GRAPH_BYTES = Fact("memory.graph_bytes", int, "estimate of what CUDA graphs take beside all else; None where there are none")
+OF_ALL = 128 << 20  # kernels in the device's memory, workspaces of its libraries: seen on an H100
+OF_EACH = 4 << 20  # what the driver keeps of a graph, and its share of the pool
+
+
+@hookimpl
+def register_rules() -> Iterable[RulesOffer]:
+    def derive(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        if facts["chosen.graph_backend"] != "cuda" or facts["model.vocab"] is None:
+            return {}
+        given = {name: facts[OURS + name] for name in GraphSettings.model_fields if facts[OURS + name] is not None}
+        settings = {name: facts[f"settings.{name}"] for name in ("max_num_seqs", "max_num_batched_tokens")}
+        shapes = sizes_of(GraphSettings.model_validate(given), settings).shapes
+        logits = sum(shape.sequences for shape in shapes) * facts["model.vocab"] * 4
+        return {GRAPH_BYTES.name: OF_ALL + len(shapes) * OF_EACH + logits}
+
+    yield RulesOffer(name="cuda", summary="what the recorded steps take", facts=(GRAPH_BYTES,), derive=derive)
+
+
 @hookimpl
 def register_graph_backends() -> Iterable[GraphBackendOffer]:
     def create(context: Context) -> GraphBackend:
         from graph_cuda.cuda import TorchCuda
         from graph_cuda.graphs import CudaGraphs
-        from graph_cuda.sizes import Sizes, decode_sizes, prompt_sizes
 
         section: GraphSettings = context.section
-        sequences = context.settings["max_num_seqs"]
-        prompts: tuple[tuple[int, int], ...] = ()
-        if section.scope == "full":
-            longest = min(section.prefill_tokens, context.settings["max_num_batched_tokens"])
-            prompts = prompt_sizes(longest, section.prefill_sequences, sequences)
-        sizes = Sizes(decode_sizes(section.capture_sizes, section.default_sizes, sequences), prompts)
         return CudaGraphs(
-            sizes,
+            sizes_of(section, context.settings),
             TorchCuda(),
             lazily=section.capture == "lazy",
             warmups=section.warmups,

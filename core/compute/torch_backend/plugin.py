@@ -31,7 +31,27 @@ INSTALL = Remedy("install g++ or clang++, or name a compiler by $CXX")
 WITH_TRITON = Remedy("pip install triton, or a torch that brings it")
 ON_CUDA = Condition("device.kind", "==", "cuda")
 ON_CPU = Condition("device.kind", "==", "cpu")
+RECORDED_ON_CUDA = (ON_CUDA, Condition("graph_backend.frameworks", "!=", None), Condition("chosen.graph_backend", "!=", None))
+EAGERLY = Remedy("run steps eagerly, without {chosen.graph_backend}")
 RULES = (
+    Rule(
+        id="plain-torch-recorded",
+        when=(*RECORDED_ON_CUDA, Condition("settings.backend_torch.kernels", "==", "reference")),
+        reason="the graph backend {chosen.graph_backend} records steps of fixed shapes, and plain torch sizes what it launches "
+        "by what is in a step",
+        remedies=(Remedy("--torch-kernels auto", {"backend_torch.kernels": "auto"}), EAGERLY),
+    ),
+    Rule(
+        id="recorded-without-triton",
+        when=(
+            *RECORDED_ON_CUDA,
+            Condition("settings.backend_torch.kernels", "==", "auto"),
+            Condition("torch.triton", "==", None),
+        ),
+        reason="the graph backend {chosen.graph_backend} records steps of fixed shapes, as Triton's kernels take them, and no "
+        "Triton is installed",
+        remedies=(WITH_TRITON, EAGERLY),
+    ),
     Rule(
         id="native-kernels-without-compiler",
         when=(ON_CPU, Condition("settings.backend_torch.kernels", "==", "native"), Condition("torch.compiler", "==", None)),

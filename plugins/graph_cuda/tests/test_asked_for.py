@@ -161,3 +161,22 @@ def test_every_contradiction_is_told_at_once():
         "--graph-cuda-scope, --enable-prefix-caching",
         "--use-cudagraph, --tensor-parallel-size",
     ]
+
+
+def test_plain_torch_cannot_be_recorded():
+    (told,) = refused("--use-cudagraph", "--torch-kernels", "reference")
+    assert told == (
+        "the graph backend cuda records steps of fixed shapes, and plain torch sizes what it launches by what is in a step",
+        "auto of device, --use-cudagraph, --torch-kernels",
+    )
+
+
+def test_what_graphs_take_is_estimated_by_their_sizes():
+    """Each keeps its logits, 4 bytes for each row and token of the vocabulary."""
+    model = ("--model", "random:ernie-4.5-0.3b", "--use-cudagraph")
+    few = plan_of(*model, "--graph-cuda-capture-sizes", "1,8").facts["memory.graph_bytes"]
+    assert few == (128 << 20) + 2 * (4 << 20) + 9 * 103424 * 4
+    assert 340 << 20 < plan_of(*model).facts["memory.graph_bytes"] < 400 << 20
+    full = plan_of(*model, "--graph-cuda-scope", "full").facts["memory.graph_bytes"]
+    assert full > plan_of(*model).facts["memory.graph_bytes"] + 24 * (4 << 20)
+    assert "memory.graph_bytes" not in plan_of("--model", "random:ernie-4.5-0.3b").facts
