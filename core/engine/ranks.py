@@ -7,14 +7,17 @@ import itertools
 import logging
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -129,11 +132,12 @@ class OtherRanks:
 
     def tell(self, message: object) -> None:
         raw = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        for child in self._children:
-            try:
-                child.connection.send_bytes(raw)
-            except OSError as error:
-                raise self.lost(error) from error
+        with _uninterrupted():
+            for child in self._children:
+                try:
+                    child.connection.send_bytes(raw)
+                except OSError as error:
+                    raise self.lost(error) from error
 
     def copy(self, out: bool, pages: NDArray[np.int32], places: NDArray[np.int32]) -> int:
         """Ask for a copy of KV pages; the ticket to ask about it with."""
@@ -209,6 +213,23 @@ class OtherRanks:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until what the ranks do together is done. It is heard where an ``LLM`` has its engine in the main thread."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        usual(*came[0])
+
+
 def _told(child: _Child, failure: Failed) -> Exception:
     if failure.problems:
         return UserError(*failure.problems, exit_code=failure.exit_code)
@@ -240,11 +261,12 @@ class SplitRunner(Runner):
         self._others = others
 
     def launch(self, batch: StepBatch) -> Array:
-        self._others.tell(replace(batch, sampling=NOT_SAMPLED))
-        try:
-            return super().launch(batch)
-        except Exception as error:
-            raise self._others.lost(error) from error
+        with _uninterrupted():
+            self._others.tell(replace(batch, sampling=NOT_SAMPLED))
+            try:
+                return super().launch(batch)
+            except Exception as error:
+                raise self._others.lost(error) from error
 
     def check(self) -> None:
         self._others.check()

@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
-from core.engine.ranks import NOT_SAMPLED, OtherRanks, PagesOfAllRanks
+from core.engine.ranks import NOT_SAMPLED, OtherRanks, PagesOfAllRanks, SplitRunner
 from core.errors import EngineDeadError, UserError
 from core.interfaces.compute import StepBatch
-from tests.engine.fake_rank import Cache, Meeting, Setup, build
+from tests.engine.fake_rank import Cache, Direct, Meeting, Setup, build
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +170,27 @@ def test_a_copy_that_a_lost_rank_was_to_make_is_an_error(start, tmp_path):
     os.kill(others.pids[0], signal.SIGKILL)
     with pytest.raises(EngineDeadError, match="was ended by SIGKILL"):
         saving.wait()
+
+
+def test_ctrl_c_waits_until_a_step_is_through(start, tmp_path):
+    """Else the others would be in another step than rank 0, for ever."""
+    others = running(start(ranks=2))
+    done = []
+
+    def forward(step, kv):
+        signal.raise_signal(signal.SIGINT)
+        done.append(step)
+
+    backend = SimpleNamespace(upload=lambda batch, spec, kv: batch, device="cpu", close=lambda: None)
+    decoder = SimpleNamespace(backend=backend, spec=None, forward=forward)
+    runner = SplitRunner(decoder, None, None, Direct(), others)
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        runner.launch(batch([4]))
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGINT) is usual
+    until(lambda: lines(tmp_path, 1)[-1] == "step [4] 0")
+    runner.check()
 
 
 PARENT = """

@@ -91,6 +91,7 @@ def test_two_ranks_and_what_becomes_of_one_when_the_other_is_killed():
     with opened(tensor_parallel_size=2) as llm:
         check_same(llm, tokens, logprobs)
         (rank,) = set(me.children()) - before
+        assert {each.laddr.ip for each in rank.net_connections("inet")} == {"127.0.0.1"}, "ranks talk over loopback alone"
         rank.kill()
         with pytest.raises(EngineDeadError, match=rf"rank 1, the process {rank.pid}, was ended by SIGKILL \(out of memory\?\)"):
             llm.generate(PROMPTS, GREEDY)
