@@ -150,6 +150,10 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
             )
 
     ``create`` returns a ``core.interfaces.quantizer.Quantizer``; ``core.testing.QuantizerContract`` tests it.
+
+    ``dovetail quantize`` saves what the quantizer packs, with the plugin's settings in config.json, and whoever loads that gets
+    this offer with these settings: nothing has to be written for it. ``at_load`` names the settings that are free then;
+    ``reads``, with ``Quantizer.adopt``, is for what another program packed in the same format.
     """
     raise NotImplementedError
 

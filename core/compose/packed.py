@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pydantic_core import to_jsonable_python
+
 from core.compose.automatic import resolve_machine, resolve_sizes
 from core.compose.choose import Selection, select
 from core.compose.configuration import Configuration, read, refuse_with
@@ -140,7 +142,7 @@ def packing_of(plan: Plan, quantizer: Quantizer, manager: PluginManager) -> Pack
     assert choice is not None
     offered = next(each for each in manager.offers(choice.kind) if each.name == choice.name and each.plugin == choice.plugin)
     settings = {name: value for name, value in plan.sections[choice.plugin].items() if name not in _at_load(offered)}
-    return Packing(choice.name, choice.plugin, settings, layouts(quantizer))
+    return Packing(choice.name, choice.plugin, to_jsonable_python(settings), layouts(quantizer))
 
 
 def _meaningless(configuration: Configuration, packer: Offered | None) -> list[Problem]:

@@ -7,14 +7,15 @@ import pytest
 from pydantic import Field
 
 from core.compose import compose
-from core.compose.packed import compose_saving
+from core.compose.packed import compose_saving, packing_of
 from core.compose.report import dump_text, explain_text
 from core.errors import UserError
 from core.interfaces.rules import Condition, Remedy, Rule
-from core.models.packed import Packing
+from core.models.packed import Packing, layouts
 from core.models.random_format import SHAPES
 from core.offers import QuantizerOffer, Section
 from core.plugin_manager import PluginManager
+from core.testing.fakes import RowInt8
 from tests.compose.fakes import CPU, Point, create, manager, plugin, quantizer
 
 LAYOUTS = {"qkv": "nibbles"}
@@ -132,6 +133,14 @@ def test_a_flag_that_says_otherwise_loses_and_is_told(packed):
     ]
 
 
+def test_the_rules_of_a_quantizer_that_loses_do_not_apply(packed):
+    write(packed, Packing("bytes", "quant_bytes", {}, LAYOUTS).as_config())
+    plan = planned("--quantization", "nibbles", installed=both(rules=RULES))
+    assert plan.chosen("quantizer").name == "bytes"
+    [warning] = plan.warnings
+    assert warning.what == "quantization nibbles has no effect: mine is packed as bytes already"
+
+
 def test_settings_that_say_otherwise_lose_too_but_for_those_of_loading(packed):
     plan = planned("--quant-nibbles-width", "2", "--quant-nibbles-steps", "5", "--quant-nibbles-exact")
     assert plan.sections["quant_nibbles"] == {"width": 3, "steps": (5,), "exact": True}
@@ -214,6 +223,13 @@ def test_a_plan_to_save_has_the_model_and_the_quantizer():
     }
     assert plan.sections == {"quant_nibbles": {"width": 3, "steps": (1, 2), "exact": False}}
     assert saving("--plugins", "quant_nibbles").chosen("quantizer").name == "nibbles"
+
+
+def test_what_config_json_will_say():
+    plan = saving("--quantization", "nibbles", "--quant-nibbles-width", "3", "--quant-nibbles-exact")
+    packing = packing_of(plan, RowInt8(), both())
+    assert packing == Packing("nibbles", "quant_nibbles", {"width": 3, "steps": [1, 2]}, layouts(RowInt8()))
+    assert json.loads(json.dumps(packing.as_config())) == packing.as_config()
 
 
 def test_rules_about_the_format_are_judged_and_those_about_the_machine_are_not():
