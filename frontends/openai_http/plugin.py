@@ -36,6 +36,7 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
         aliases=(
             Alias(flag="--host", sets="host", summary="address to listen on"),
             Alias(flag="--port", sets="port", summary="port to listen on"),
+            Alias(flag="--metrics-port", sets="metrics_port", summary="port of its own for /metrics (FastDeploy)"),
             Alias(flag="--max-concurrency", sets="max_concurrency", summary="generation calls in flight (FastDeploy)"),
             Alias(flag="--api-key", sets="api_key", summary="keys, one of which every request must show (FastDeploy, vLLM)"),
             Alias(env="FD_API_KEY", sets="api_key", summary="the same, as FastDeploy spells it"),

@@ -40,6 +40,13 @@ class OpenAIServer(FrontEnd):
         self._section = section
         self._drain_timeout = drain_timeout
         self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
+        self._metrics: socket.socket | None = None
+        if section.metrics_port is not None:
+            try:
+                self._metrics = _bind(section.host, section.metrics_port, "metrics_port")
+            except UserError:
+                self._bound.close()
+                raise
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._hurry = asyncio.Event()
@@ -48,11 +55,15 @@ class OpenAIServer(FrontEnd):
         """:raises UserError: when another program has taken the address since."""
         with contextlib.closing(self):
             _listen(self._bound, self._section.host, self._section.port)
+            if self._metrics is not None:
+                _listen(self._metrics, self._section.host, self._section.metrics_port or 0, "metrics_port")
             _share_log()
-            return asyncio.run(self._run(service, self._bound))
+            return asyncio.run(self._run(service, self._bound, self._metrics))
 
     def close(self) -> None:
         self._bound.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def stop(self) -> None:
         """What SIGTERM does, from any thread; nothing when the server does not run."""
@@ -65,9 +76,9 @@ class OpenAIServer(FrontEnd):
         assert self._stop is not None
         (self._hurry if self._stop.is_set() else self._stop).set()
 
-    async def _run(self, service: Service, bound: socket.socket) -> ExitCode:
+    async def _run(self, service: Service, bound: socket.socket, metrics: socket.socket | None) -> ExitCode:
         self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        app = create_app(service, self._section)
+        app = create_app(service, self._section, metrics.getsockname()[1] if metrics is not None else None)
         door: Door = app.state.door
         server = _Uvicorn(
             uvicorn.Config(
@@ -83,7 +94,9 @@ class OpenAIServer(FrontEnd):
             ),
             announcement=f"listening on {_url(bound)}",
         )
-        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        if metrics is not None:
+            log.info("metrics on %s/metrics", _url(metrics))
+        serving = asyncio.create_task(server.serve(sockets=[bound, *([metrics] if metrics is not None else [])]))
         stopping = asyncio.create_task(self._stop.wait())
         dying = asyncio.create_task(service.wait_dead())
         with _signals(self._loop, self._heard):
@@ -169,7 +182,7 @@ def _signals(loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> Iter
             signal.signal(number, handler)  # the launcher's own again, while it ends the engine
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, setting: str = "port") -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
@@ -185,31 +198,34 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise _unusable(host, port, error) from None
+        raise _unusable(host, port, error, setting) from None
     return bound
 
 
-def _listen(bound: socket.socket, host: str, port: int) -> None:
+def _listen(bound: socket.socket, host: str, port: int, setting: str = "port") -> None:
     """Not before there is somebody to answer: until then a client is refused instead of kept waiting."""
     try:
         bound.listen(BACKLOG)
     except OSError as error:  # two servers that start at the same time may both have bound
-        raise _unusable(host, port, error) from None
+        raise _unusable(host, port, error, setting) from None
 
 
-def _unusable(host: str, port: int, error: OSError) -> UserError:
+def _unusable(host: str, port: int, error: OSError, setting: str) -> UserError:
+    flag = f"--{setting.replace('_', '-')}"
     match error.errno:
         case errno.EADDRINUSE:
             return UserError.of(
                 f"port {port} on {host} is in use by another program",
-                "openai_http.port",
-                f"--port {port + 1 if port < 65535 else 8000}, or another free one",
-                "--port 0 to have a free one picked",
+                f"openai_http.{setting}",
+                f"{flag} {port + 1 if port < 65535 else 8000}, or another free one",
+                f"{flag} 0 to have a free one picked",
                 "stop the program that has it",
             )
         case errno.EACCES | errno.EPERM:
             return UserError.of(
-                f"port {port} may not be listened on by this user", "openai_http.port", "--port 8000, or another above 1023"
+                f"port {port} may not be listened on by this user",
+                f"openai_http.{setting}",
+                f"{flag} 8000, or another above 1023",
             )
         case errno.EADDRNOTAVAIL:
             return UserError.of(

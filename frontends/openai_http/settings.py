@@ -12,6 +12,9 @@ class HttpSettings(Section, frozen=True):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one and prints it")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port of its own for /metrics, and for nothing else; default: the server's"
+    )
     max_request_bytes: int = Field(
         default=16 << 20, ge=1024, description="largest request body; a larger one is refused with 413"
     )

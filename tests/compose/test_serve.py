@@ -120,7 +120,8 @@ def test_one_unknown_key_in_a_section(tmp_path):
     assert refused("--config", "demo.toml", "--explain", cwd=tmp_path) == (
         "dovetail: error: plugin openai_http has no setting 'prot'; did you mean 'port'?\n"
         "  set by: demo.toml:4\n"
-        "  remedy: its settings: host, port, max_request_bytes, max_concurrency, api_key, api_key_file, max_logprobs\n"
+        "  remedy: its settings: host, port, metrics_port, max_request_bytes, max_concurrency, api_key, api_key_file, "
+        "max_logprobs\n"
     )
 
 

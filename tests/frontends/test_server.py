@@ -317,3 +317,25 @@ def test_the_offer():
     assert {alias.sets for alias in offer.aliases} <= set(fields)
     assert all(field.description for field in fields.values())
     assert (HttpSettings().host, HttpSettings().port) == ("127.0.0.1", 8000)
+
+
+def test_metrics_on_a_port_of_their_own():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    apart = f"http://127.0.0.1:{port}"
+    with serving(section={"metrics_port": port}) as served, httpx.Client(timeout=20) as client:
+        assert "dovetail_engine_up 1.0" in client.get(f"{apart}/metrics").text
+        assert client.get(f"{served.url}/health").status_code == 200
+        for url in (f"{served.url}/metrics", f"{apart}/health", f"{apart}/v1/models"):
+            refused = client.get(url)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+def test_a_metrics_port_in_use_is_told_as_such():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError) as error:
+            OpenAIServer(HttpSettings(host="127.0.0.1", port=0, metrics_port=port), drain_timeout=1.0)
+    assert error.value.problems[0].where == "openai_http.metrics_port"
+    assert error.value.problems[0].remedies[0].startswith("--metrics-port ")
