@@ -57,7 +57,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     # the server
     *_flags("warns", "one process answers requests, and does not hold up the engine", "--workers", fine=("1",)),
     *_flags("warns", "the process that answers requests is never left silent by the engine", "--timeout", fine=("0",)),
-    *_flags("later", "metrics on a port of their own; they are at /metrics", "--metrics-port"),
     *_flags("later", "a port from which the server is controlled", "--controller-port", fine=("-1",)),
     *_flags(
         "later", "a limit on how long a request waits; --max-waiting limits how many do", "--max-waiting-time", fine=("-1",)
