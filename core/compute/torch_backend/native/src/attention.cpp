@@ -173,40 +173,50 @@ template <class T> struct Call {
     // Scores of a block's keys, as weights e^(score - largest) in `p`; the sums so far are scaled when the largest has grown.
     void soften(float *scores, int64_t rows, int64_t first_query_key, int64_t block_first, float scale, float *largest_of,
                 float *total_of, float *sums, typename By<T>::Unit *p, int64_t p_apart) const {
+        const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Floats unseen = filled(-INFINITY);
         for (int64_t row = 0; row < rows; ++row) {
             float *own = scores + row * KEYS;
             int64_t seen = first_query_key + row / group + 1 - block_first; // keys of this block that the row may look at
-            Floats most = filled(-INFINITY);
-            for (int64_t key = 0; key < KEYS; key += LANES) {
-                Floats score = load(own + key) * scale;
-                if (seen < key + LANES)
-                    for (int64_t lane = 0; lane < LANES; ++lane)
-                        if (key + lane >= seen) score[lane] = -INFINITY;
-                store(own + key, score);
-                most = largest(most, score);
+            Floats score[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) score[v] = load(own + v * LANES) * scale;
+            if (seen < KEYS) {
+                int32_t limit = seen < 0 ? 0 : int32_t(seen);
+                for (int v = 0; v < VECTORS; ++v) {
+                    Words hidden = (Words)(lanes + int32_t(v * LANES) >= limit);
+                    score[v] = (Floats)(((Words)unseen & hidden) | ((Words)score[v] & ~hidden));
+                }
             }
-            float before = largest_of[row], now = largest(most);
+            float before = largest_of[row];
+            float now = largest(largest(largest(score[0], score[1]), largest(score[2], score[3])));
             now = now > before ? now : before;
             if (now == -INFINITY) now = -1e30f; // a row that sees none of these keys
-            Floats weights = {};
-            for (int64_t key = 0; key < KEYS; key += LANES) {
-                Floats weight = exponential(load(own + key) - now);
-                store(own + key, weight);
-                weights += weight;
+            for (int v = 0; v < VECTORS; ++v) {
+                score[v] = exponential(score[v] - now);
+                store(own + v * LANES, score[v]);
             }
-            float kept = before == -INFINITY ? 0.0f : std::exp(before - now);
+            float kept = before == now ? 1.0f : before == -INFINITY ? 0.0f : std::exp(before - now);
             if (kept != 1.0f)
                 for (int64_t d = 0; d < wide; d += LANES) store(sums + row * wide + d, load(sums + row * wide + d) * kept);
             largest_of[row] = now;
-            total_of[row] = total_of[row] * kept + sum(weights);
+            total_of[row] = total_of[row] * kept + sum((score[0] + score[1]) + (score[2] + score[3]));
             By<T>::weights(own, p + row * p_apart);
         }
+    }
+
+    int64_t place_of(const int32_t *pages, int64_t position, int64_t kv_head) const {
+        int64_t slot = pages[position / shape.page_size] * shape.page_size + position % shape.page_size;
+        return (slot * shape.kv_heads + kv_head) * shape.dim;
+    }
+
+    void ask_for(const T *head) const {
+        for (int64_t d = 0; d < shape.dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(head + d, 0, 2);
     }
 
     void run(const Task &task) const {
         typedef By<T> B;
         typedef typename B::Unit Unit;
-        int64_t dim = shape.dim, rows = task.queries * group, depth = B::units(dim), apart = shape.kv_heads * dim;
+        int64_t dim = shape.dim, rows = task.queries * group, depth = B::units(dim);
         int64_t first_token = step.query_starts[task.sequence] + task.first;
         int64_t number = step.query_starts[task.sequence + 1] - step.query_starts[task.sequence];
         int64_t first_query_key = step.lengths[task.sequence] - number + task.first;
@@ -243,13 +253,15 @@ template <class T> struct Call {
             int64_t keys_here = task.to - block < KEYS ? task.to - block : KEYS;
             const T *k_rows[KEYS], *v_rows[KEYS];
             for (int64_t key = 0; key < keys_here; ++key) {
-                int64_t position = block + key;
-                int64_t slot = pages[position / shape.page_size] * shape.page_size + position % shape.page_size;
-                k_rows[key] = keys + slot * apart + task.kv_head * dim;
-                v_rows[key] = values + slot * apart + task.kv_head * dim;
+                int64_t offset = place_of(pages, block + key, task.kv_head);
+                k_rows[key] = keys + offset;
+                v_rows[key] = values + offset;
+                ask_for(v_rows[key]);
             }
             B::keys(k_rows, keys_here, dim, k_block);
             multiply<typename B::Of, false>(q_block, depth, k_block, KEYS, depth, scores, KEYS, rows);
+            for (int64_t key = block + KEYS; key < block + 2 * KEYS && key < task.to; ++key)
+                ask_for(keys + place_of(pages, key, task.kv_head));
             soften(scores, rows, first_query_key, block, scale, largest_of, total_of, sums, p, B::units(KEYS));
             B::values(v_rows, keys_here, dim, wide, v_block);
             for (int64_t d = 0; d < wide; d += VECTORS * LANES)

@@ -12,23 +12,27 @@ template <class T> struct Dense : Linear {
     const T *weight;
 };
 
-constexpr int ROWS = 4, TOKENS = 6;
+constexpr int ROWS = 4, TOKENS = 6, MORE_ROWS = 8, FEW_TOKENS = 4; // up to so few tokens, more rows at a time
+constexpr int64_t AHEAD = 16; // rows that are on their way into the second cache before they are wanted
 
-template <class T, int R, int M, bool AHEAD>
-void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
+// `turn` of `turns`: which of the tiles over these rows it is. Each asks for a share of the rows ahead, so that memory never idles.
+template <class T, int R, int M>
+void tile(int64_t turn, int64_t turns, const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
     Floats total[R][M];
     for (int r = 0; r < R; ++r)
         for (int m = 0; m < M; ++m) total[r][m] = Floats{};
     int64_t k = 0;
 #if defined(__AVX512BF16__)
     if constexpr (sizeof(T) == 2) {
+        const T *ahead[R];
+        for (int r = 0; r < R; ++r) ahead[r] = weight + (r % turns == turn ? AHEAD + r : r) * width;
         for (; k + 32 <= width; k += 32) {
             __m512bh tokens[M];
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) tokens[m] = (__m512bh)_mm512_loadu_si512(x + m * tokens_apart + k);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                if (AHEAD) __builtin_prefetch(weight + (R + r) * width + k);
+                __builtin_prefetch(ahead[r] + k, 0, 2);
                 __m512bh row = (__m512bh)_mm512_loadu_si512(weight + r * width + k);
 #pragma GCC unroll 8
                 for (int m = 0; m < M; ++m) total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, tokens[m]);
@@ -55,37 +59,48 @@ void tile(const T *weight, int64_t width, const T *x, int64_t tokens_apart, floa
             for (int m = 0; m < M; ++m) total[r][m] += row * tokens[m];
         }
     }
-    for (int m = 0; m < M; ++m) {
-        Floats four[4] = {};
-        float all[4];
-        for (int r = 0; r < R; ++r) four[r] = total[r][m];
-        sums_of_four(four, all);
-        for (int r = 0; r < R; ++r) {
-            for (int64_t rest = k; rest < width; ++rest)
-                all[r] += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
-            out[m * stride + r] = all[r];
+    for (int m = 0; m < M; ++m)
+        for (int first = 0; first < R; first += 4) {
+            Floats four[4] = {};
+            float all[4];
+            for (int r = first; r < R && r < first + 4; ++r) four[r - first] = total[r][m];
+            sums_of_four(four, all);
+            for (int r = first; r < R && r < first + 4; ++r) {
+                float &one = all[r - first];
+                for (int64_t rest = k; rest < width; ++rest)
+                    one += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
+                out[m * stride + r] = one;
+            }
         }
+}
+
+// Tokens in tiles that are as alike as can be.
+template <class T, int R>
+void tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
+    int64_t turns = (tokens + TOKENS - 1) / TOKENS;
+    for (int64_t m = 0, turn = 0; turn < turns; ++turn) {
+        int64_t own = (tokens - m + turns - turn - 1) / (turns - turn);
+        const T *from = x + m * apart;
+        float *to = out + m * stride;
+        switch (own) {
+        case 6: tile<T, R, 6>(turn, turns, weight, width, from, apart, to, stride); break;
+        case 5: tile<T, R, 5>(turn, turns, weight, width, from, apart, to, stride); break;
+        case 4: tile<T, R, 4>(turn, turns, weight, width, from, apart, to, stride); break;
+        case 3: tile<T, R, 3>(turn, turns, weight, width, from, apart, to, stride); break;
+        case 2: tile<T, R, 2>(turn, turns, weight, width, from, apart, to, stride); break;
+        case 1: tile<T, R, 1>(turn, turns, weight, width, from, apart, to, stride); break;
+        }
+        m += own;
     }
 }
 
-// Tokens in tiles that are as alike as can be; the first tile asks for the weights ahead.
-template <class T, int R>
-void tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
-    int64_t tiles = (tokens + TOKENS - 1) / TOKENS;
-    for (int64_t m = 0; tiles > 0; --tiles) {
-        int64_t own = (tokens - m + tiles - 1) / tiles;
-        const T *from = x + m * apart;
-        float *to = out + m * stride;
-        bool ahead = m == 0;
-        switch (own) {
-        case 6: (ahead ? tile<T, R, 6, true> : tile<T, R, 6, false>)(weight, width, from, apart, to, stride); break;
-        case 5: (ahead ? tile<T, R, 5, true> : tile<T, R, 5, false>)(weight, width, from, apart, to, stride); break;
-        case 4: (ahead ? tile<T, R, 4, true> : tile<T, R, 4, false>)(weight, width, from, apart, to, stride); break;
-        case 3: tile<T, R, 3, true>(weight, width, from, apart, to, stride); break;
-        case 2: tile<T, R, 2, true>(weight, width, from, apart, to, stride); break;
-        case 1: tile<T, R, 1, true>(weight, width, from, apart, to, stride); break;
-        }
-        m += own;
+template <class T>
+void few_tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
+    switch (tokens) {
+    case 4: return tile<T, MORE_ROWS, 4>(0, 1, weight, width, x, apart, out, stride);
+    case 3: return tile<T, MORE_ROWS, 3>(0, 1, weight, width, x, apart, out, stride);
+    case 2: return tile<T, MORE_ROWS, 2>(0, 1, weight, width, x, apart, out, stride);
+    case 1: return tile<T, MORE_ROWS, 1>(0, 1, weight, width, x, apart, out, stride);
     }
 }
 
@@ -93,6 +108,9 @@ template <class T>
 void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
     const T *weight = static_cast<const Dense<T> *>(linear)->weight, *x = static_cast<const T *>(prepared);
     int64_t width = linear->in_features, apart = linear->prepared_bytes / sizeof(T), row = first;
+    if (tokens <= FEW_TOKENS)
+        for (; row + MORE_ROWS <= last; row += MORE_ROWS)
+            few_tokens_of<T>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
     for (; row + ROWS <= last; row += ROWS)
         tokens_of<T, ROWS>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
     for (; row < last; ++row) tokens_of<T, 1>(weight + row * width, width, x, apart, tokens, out + row - first, stride);

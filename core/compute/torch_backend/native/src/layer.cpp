@@ -92,7 +92,7 @@ template <class In, class T> void gated(const In *in, int64_t tokens, int64_t wi
         T *own = to + token * width;
         int64_t k = 0;
         for (; k + LANES <= width; k += LANES) {
-            Floats x = load(gate + k);
+            Floats x = largest(filled(-100.0f), load(gate + k)); // below, the result is 0; a NaN stays one
             store(own + k, x / (1.0f + exponential(-x)) * load(up + k));
         }
         for (; k < width; ++k) {
@@ -127,7 +127,7 @@ const void *prepared_of_normed(const Linear *linear, const T *x, const T *weight
     return prepared;
 }
 
-constexpr int64_t TASKS_A_MEMBER = 8, LEAST_ROWS = 16, MOST_ROWS = 512;
+constexpr int64_t TASKS_A_MEMBER = 8, LEAST_ROWS = 64, MOST_ROWS = 512;
 
 // body(first, last) for rows of the weight, enough of them at a time.
 template <class Body> void rows_each(const Linear *linear, Body &&body) {

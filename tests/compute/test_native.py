@@ -1,0 +1,237 @@
+"""Native operations against float64 and against each other: bounds, page boundaries, and rows that hang on no other row."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from core.compute.torch_backend.backend import Norm
+from core.compute.torch_backend.native import library
+from core.compute.torch_backend.native.backend import NativeBackend
+from core.compute.torch_backend.native.linear import MOST_TOKENS, NativeDense
+from core.compute.torch_backend.native.memory import CHUNK, HUGE, HugePages
+from core.compute.torch_backend.native.step import NativeKV, upload
+from core.interfaces.model import Weight, WeightName
+from core.testing import reference
+from core.testing.inputs import PagedSequences, random_weights, tiny_spec
+
+TOLERANCE = {"float32": 3e-6, "bfloat16": 1.5e-2}
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+both = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    library.start(2)
+
+
+class Sequences:
+    """Random q, k and v: keys and values in pages, and beside them in float64."""
+
+    def __init__(self, spec, dtype, page_size, tokens):
+        self.backend, self.spec, self.dtype = NativeBackend(dtype, threads=2), spec, TORCH[dtype]
+        self.kv = self.backend.kv_cache(spec, -(-tokens // page_size) + 16, page_size)
+        assert isinstance(self.kv, NativeKV)
+        for pages in (*self.kv.keys, *self.kv.values):
+            pages.fill_(torch.nan)  # whoever reads a slot that nobody wrote will show it
+        self.paged = PagedSequences(self.kv.num_pages, page_size, seed=page_size)
+        self.random = torch.Generator()
+        self.keys, self.values = {}, {}
+
+    def drawn(self, heads, kind, sequence, count):
+        """Hanging on the sequence alone: what it is, and what it has behind it."""
+        self.random.manual_seed(kind + 3 * (sequence + 100 * len(self.keys.get(sequence, ()))))
+        return torch.randn(count, heads, self.spec.head_dim, generator=self.random).to(self.dtype)
+
+    def run(self, counts):
+        """[T, q_width] of a step, compared."""
+        spec = self.spec
+        batch = self.paged.step({sequence: [0] * count for sequence, count in counts.items()})
+        q, k, v = (
+            torch.cat([self.drawn(heads, kind, sequence, counts[sequence]) for sequence in self.paged.order])
+            for kind, heads in enumerate((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads))
+        )
+        step = upload(batch)
+        self.kv.write(0, torch.from_numpy(batch.slots), k, v)
+        got = self.backend.attention(q.flatten(1), self.kv, 0, step)
+        tolerance = TOLERANCE["bfloat16" if self.dtype == torch.bfloat16 else "float32"]
+        for row, sequence in enumerate(self.paged.order):
+            own = slice(batch.query_starts[row], batch.query_starts[row + 1])
+            for kept, new in ((self.keys, k), (self.values, v)):
+                kept[sequence] = np.concatenate([*([kept[sequence]] if sequence in kept else []), new[own].double().numpy()])
+            expected = reference.attend(q[own].double().numpy(), self.keys[sequence], self.values[sequence])
+            error = np.abs(got[own].double().numpy() - expected.reshape(-1, spec.q_width)).max()
+            assert error <= tolerance * max(1.0, np.abs(expected).max()), f"sequence {sequence} of {counts}"
+        return got
+
+
+@both
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(16, 2, 128), (4, 4, 16), (6, 1, 80), (9, 3, 64)])
+def test_attention_of_prompts_in_pieces_and_decodes(dtype, heads, kv_heads, width):
+    spec = tiny_spec(num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=width)
+    sequences = Sequences(spec, dtype, 16, 1500)
+    sequences.run({0: 300, 1: 64, 2: 5})
+    sequences.run({1: 1, 0: 65, 2: 130, 3: 1})
+    sequences.run({0: 1, 1: 1, 3: 3, 2: 40})
+
+
+@both
+@pytest.mark.parametrize("page_size", [1, 7, 16, 64])
+def test_attention_around_the_ends_of_pages_blocks_and_splits(dtype, page_size):
+    spec = tiny_spec(num_layers=1, num_heads=8, num_kv_heads=2, head_dim=32)
+    lengths = {0: 15, 1: 16, 2: 63, 3: 64, 4: 255, 5: 256, 6: 511, 7: 512, 8: 1}
+    sequences = Sequences(spec, dtype, page_size, 4000)
+    sequences.run(lengths)
+    for _ in range(3):
+        sequences.run(dict.fromkeys(lengths, 1))
+    sequences.run(dict.fromkeys(lengths, 3))
+
+
+@both
+def test_a_long_context_keeps_its_precision(dtype):
+    spec = replace(tiny_spec(num_layers=1, num_heads=8, num_kv_heads=1, head_dim=64), max_positions=1 << 15)
+    sequences = Sequences(spec, dtype, 64, 9000)
+    sequences.run({0: 200})
+    grown = sequences.drawn(1, 1, 7, 8000)
+    batch = sequences.paged.step({0: [0] * 8000})
+    sequences.kv.write(0, torch.from_numpy(batch.slots), grown, grown)
+    sequences.keys[0] = np.concatenate([sequences.keys[0], grown.double().numpy()])
+    sequences.values[0] = np.concatenate([sequences.values[0], grown.double().numpy()])
+    sequences.run({0: 1})
+    sequences.run({0: 5})
+
+
+@both
+def test_attention_of_a_sequence_hangs_on_no_other(dtype):
+    """Bit for bit: its keys are parted where it says, not where the batch says."""
+    spec = tiny_spec(num_layers=1, num_heads=8, num_kv_heads=2, head_dim=32)
+
+    def last(others):
+        sequences = Sequences(spec, dtype, 16, 4000)
+        sequences.run({0: 700})
+        if others:
+            sequences.run({each: 10 * each for each in others})
+        got = sequences.run({0: 1, **dict.fromkeys(others, 1)})
+        return got[sequences.paged.order.index(0)]
+
+    assert torch.equal(last([]), last(range(1, 20)))
+
+
+@both
+@pytest.mark.parametrize(("rows", "columns"), [(64, 96), (37, 45), (130, 17), (1, 64)])
+def test_products(dtype, rows, columns):
+    random = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, columns, generator=random).to(TORCH[dtype])
+    linear = NativeDense("o", weight, "")
+    for tokens in (1, 2, 3, 4, 5, 6, 7, 13, 16, 31, MOST_TOKENS, MOST_TOKENS + 5):
+        x = torch.randn(tokens, columns, generator=random).to(TORCH[dtype])
+        right = x.double() @ weight.double().T
+        scale = right.abs().max()
+        assert (linear.product(x) - right).abs().max() <= 3e-6 * scale, "sums are in float32 whatever the weights are"
+        assert (linear(x) - right).abs().max() <= {"float32": 3e-6, "bfloat16": 6e-3}[dtype] * scale
+        assert linear(x).dtype == x.dtype
+        assert torch.equal(linear.logits(x), linear.product(x))
+
+
+@both
+def test_a_token_s_product_hangs_on_no_other_token(dtype):
+    weight = torch.randn(150, 208, generator=torch.Generator().manual_seed(3)).to(TORCH[dtype])
+    x = torch.randn(MOST_TOKENS, 208, generator=torch.Generator().manual_seed(4)).to(TORCH[dtype])
+    linear = NativeDense("o", weight, "")
+    together = linear.product(x)
+    for number in (1, 2, 3, 4, 5, 7, 8, 12, 50):
+        assert torch.equal(linear.product(x[:number]), together[:number]), f"{number} tokens"
+
+
+@both
+@pytest.mark.parametrize("width", [32, 45, 1024])
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_norm_and_gate_beside_projections_of_torch(dtype, width, tokens):
+    """Steps of more tokens than the native products take."""
+    backend, random = NativeBackend(dtype, threads=2), torch.Generator().manual_seed(width)
+    hidden = (torch.randn(tokens, width, generator=random) * 5).to(TORCH[dtype])
+    norm = Norm(torch.randn(width, generator=random).to(TORCH[dtype]), 1e-5)
+    normed = functional.rms_norm(hidden.double(), (width,), norm.weight.double(), norm.eps)
+    allowed = {"float32": 1e-6, "bfloat16": 4e-3}[dtype]
+    assert (backend._normed(hidden, norm) - normed).abs().max() <= allowed * normed.abs().max()
+
+    linear = NativeDense("gate_up", torch.randn(2 * 48, width, generator=random).to(TORCH[dtype]), "")
+    linear.most_tokens = 0 if tokens > MOST_TOKENS else MOST_TOKENS
+    gate, up = (normed @ linear._weight.double().T).chunk(2, -1)
+    right = functional.silu(gate) * up
+    found = backend.gate_up(hidden, norm, linear)
+    assert (found - right).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2}[dtype] * right.abs().max()
+
+
+def test_silu_of_the_extremes():
+    backend = NativeBackend("float32", threads=1)
+    gate = torch.tensor(
+        [-1e30, -200.0, -100.0, -88.0, -20.0, -1.0, -0.0, 0.0, 1e-3, 1.0, 20.0, 88.0, 100.0, 200.0, 1e30, 3.0] * 3
+    )
+    both = torch.cat([gate, torch.full_like(gate, 2.0)])[None]
+    out = torch.empty(1, len(gate))
+    backend._silu_times(0, both.data_ptr(), 1, len(gate), out.data_ptr())
+    assert torch.allclose(out[0], functional.silu(gate) * 2, rtol=1e-6, atol=1e-30)
+
+
+def test_rows_of_a_split_model_are_left_to_be_summed(monkeypatch):
+    """A rank of several has a part of the product: the residual may not be added to each part."""
+    spec = tiny_spec()
+    backend = NativeBackend("float32", threads=1)
+    linear = backend.place(random_weights(spec)[WeightName("o", 0)], spec, None)
+    x, residual = torch.randn(3, spec.q_width), torch.randn(3, spec.hidden)
+    right = residual + 2 * linear(x)
+    monkeypatch.setattr(NativeBackend, "split", property(lambda self: True))
+    monkeypatch.setattr(NativeBackend, "summed", lambda self, partial: partial * 2)
+    assert torch.allclose(backend.linear_add(x, linear, residual), right)
+
+
+def test_a_tied_head_is_the_embedding():
+    spec = tiny_spec()
+    backend = NativeBackend("bfloat16", threads=1)
+    table = random_weights(spec)[WeightName("embed")].parts[0]
+    backend.place(Weight(WeightName("embed"), (table,)), spec, None)
+    head = backend.place(Weight(WeightName("head"), (table,), tied=True), spec, None)
+    assert head.nbytes == 0
+    assert head.format == "bfloat16 in native kernels, the embedding it is tied to"
+
+
+def test_weights_lie_in_aligned_pieces_of_huge_pages():
+    memory = HugePages()
+    first, second = memory.empty((3, 5), torch.bfloat16), memory.empty((7,), torch.float32)
+    assert first.data_ptr() % HUGE == 0
+    assert second.data_ptr() == first.data_ptr() + 64
+    large = memory.empty((CHUNK + 1,), torch.uint8)
+    assert large.data_ptr() % HUGE == 0
+    large[-1] = 1
+
+
+def test_many_short_regions_give_every_task_to_somebody():
+    """Thousands of regions one after the other, from several threads at once: who finds the team busy works alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(5))
+    linear = NativeDense("o", weight, "")
+
+    def many(seed):
+        x = torch.randn(2, 64, generator=torch.Generator().manual_seed(seed))
+        right = linear.product(x)
+        return all(torch.equal(linear.product(x), right) for _ in range(700))
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(many, range(3)))
+
+
+def test_a_forked_child_works_alone():
+    import os
+
+    weight = torch.randn(512, 64)
+    linear = NativeDense("o", weight, "")
+    x = torch.randn(1, 64)
+    right = linear.product(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(linear.product(x).numpy(), right.numpy()) else 1)
+    assert os.waitpid(child, 0)[1] == 0
