@@ -8,7 +8,7 @@ import pytest
 
 from core.bench.quality import Reader
 from core.compose import compose
-from core.compose.build import fetched
+from core.compose.build import fetched, load_model
 from core.compose.probe import VARIABLE, DeviceProbe, Gpu
 from core.errors import UserError
 from core.interfaces.model import Weight, WeightName
@@ -154,6 +154,14 @@ def test_one_that_has_it_is_not(monkeypatch, name, capability):
 
 
 # --- models that run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_nothing_else_stands_in_for_it(kernels):
+    """Whatever computes the rest of a step."""
+    argv = ["--model", "random:tiny", "--quantization", "fp8", "--fp8-emulate", "--quant-fp8-head", "--torch-kernels", kernels]
+    formats = {linear.format for linear in load_model(fetched(compose(argv, env={}))).linears}
+    assert formats == {"e4m3 in blocks of 128, activations e4m3 by token, emulated in float32"}
 
 
 @pytest.mark.parametrize("head", [False, True])
