@@ -26,6 +26,7 @@ from core.offers import (
     ComputeBackendOffer,
     DraftProposerOffer,
     FrontEndOffer,
+    GrammarBackendOffer,
     GraphBackendOffer,
     ModelOffer,
     ParallelismOffer,
@@ -287,6 +288,25 @@ def register_draft_proposers() -> Iterable[DraftProposerOffer]:
 
     ``create`` returns a ``core.interfaces.drafts.DraftProposer``; ``core.testing.DraftProposerContract`` tests it. Guesses
     never change which tokens are generated, only how soon.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_grammar_backends() -> Iterable[GrammarBackendOffer]:
+    """Offer ways to keep an output to a form: a JSON schema, a grammar. At most one is chosen: ``--grammar NAME``.
+
+    ::
+
+        @hookimpl
+        def register_grammar_backends():
+            def create(context):
+                from grammar_mine.matching import MyGrammars
+                return MyGrammars()
+
+            yield GrammarBackendOffer(name="mine", summary="regular expressions only", create=create)
+
+    ``create`` returns a ``core.interfaces.grammar.GrammarBackend``; ``core.testing.GrammarBackendContract`` tests it.
     """
     raise NotImplementedError
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.drafts import DraftProposer
     from core.interfaces.frontend import FrontEnd
+    from core.interfaces.grammar import GrammarBackend
     from core.interfaces.graph import GraphBackend
     from core.interfaces.model import CheckpointFormat, ModelFamily
     from core.interfaces.parallel import Collective
@@ -170,6 +171,12 @@ class GraphBackendOffer(Offer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrammarBackendOffer(Offer):
+    kind: ClassVar[str] = "grammar_backend"
+    create: Callable[[Context], GrammarBackend]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DraftProposerOffer(Offer):
     kind: ClassVar[str] = "draft_proposer"
     create: Callable[[Context], DraftProposer]
@@ -254,5 +261,5 @@ SINGLE_KINDS: tuple[str, ...] = (
     "graph_backend",
 )
 """Kinds of which exactly one offer is chosen. Of ``OPTIONAL_KINDS`` at most one is, of ``MANY_KINDS`` any number."""
-OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism", "draft_proposer")
+OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism", "draft_proposer", "grammar_backend")
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

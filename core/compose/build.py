@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from core.engine.rank import Part, Rank
     from core.interfaces.compute import ComputeBackend
     from core.interfaces.frontend import FrontEnd
+    from core.interfaces.grammar import GrammarBackend
     from core.interfaces.model import CheckpointFormat, Weight
     from core.interfaces.quantizer import Quantizer
     from core.models.decoder import Decoder
@@ -87,9 +88,27 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
         cache.attach_memory(kv if others is None else PagesOfAllRanks(kv, others))
         policies = _create(plan, manager, "scheduler"), cache, _create(plan, manager, "block_policy")
         drafts = _create(plan, manager, "draft_proposer") if plan.chosen("draft_proposer") else None
-        engine = Engine(config, runner, *policies, drafts)
+        engine = Engine(config, runner, *policies, drafts, grammars(plan, manager))
         ending.pop_all()  # the engine ends them now
         return engine
+
+
+def grammars(plan: Plan, manager: PluginManager) -> GrammarBackend | None:
+    """What keeps outputs to a form. It reads the vocabulary on its own, while weights are loaded or later."""
+    if plan.chosen("grammar_backend") is None:
+        return None
+    from core.interfaces.grammar import Vocabulary
+
+    def vocabulary() -> Vocabulary:
+        from core.text.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(plan.model, plan.config)
+        tokens = [tokenizer.token_bytes(token) for token in range(plan.spec.vocab)]
+        return Vocabulary(tokens, tokenizer.special_ids, plan.spec.eos_token_ids)
+
+    backend: GrammarBackend = _create(plan, manager, "grammar_backend")
+    backend.attach(vocabulary)
+    return backend
 
 
 def build_rank(plan: Plan, rank: int) -> Rank:

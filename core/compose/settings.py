@@ -21,6 +21,7 @@ KIND_SETTINGS: dict[str, str] = {
     "quantizer": "quantization",
     "parallelism": "parallelism",
     "draft_proposer": "speculation",
+    "grammar_backend": "grammar",
 }
 """Kind of offer -> the setting that names the one to use."""
 
@@ -61,6 +62,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     block_policy: str = Field("auto", description="how KV pages are divided between prompts and what is generated")
     graph: str = Field("auto", description="how steps are launched")
     speculation: str = Field("auto", description="how coming tokens are guessed, to check several at once; none for not at all")
+    grammar: str = Field("auto", description="what keeps outputs to a form that requests ask for; none for nothing")
     front_end: str = Field("auto", description="the door requests come through")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
     parallelism: str = Field("auto", description="how several processes share a model; none for one process")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.engine.guiding import Guide
 from core.engine.rows import Ints, Rows
 from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
 
@@ -77,7 +79,8 @@ def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
     biased = np.flatnonzero(state.biased[rows])
     banned = np.flatnonzero(state.length[rows] < state.min_length[rows])
     penalized = np.flatnonzero(state.penalized[rows])
-    if not (len(biased) or len(banned) or len(penalized)):
+    guided = np.flatnonzero(state.guided[rows])
+    if not (len(biased) or len(banned) or len(penalized) or len(guided)):
         return None
     biasing, banning, seeing = state.at(rows[biased]), state.at(rows[banned]), state.at(rows[penalized])
     seen = [sequence.seen for sequence in seeing if sequence.seen is not None]
@@ -96,7 +99,13 @@ def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
         repetition=state.repetition[rows],
         presence=state.presence[rows],
         frequency=state.frequency[rows],
+        masked_rows=guided.astype(np.int32),
+        masks=_masks([sequence.guide for sequence in state.at(rows[guided]) if sequence.guide is not None]),
     )
+
+
+def _masks(guides: list[Guide]) -> Callable[[], NDArray[np.uint32]] | None:
+    return (lambda: np.stack([guide.mask() for guide in guides])) if guides else None
 
 
 def _flat(places: Ints, lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

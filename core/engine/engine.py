@@ -12,6 +12,7 @@ import numpy as np
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
+from core.engine.guiding import Guide, Guiding
 from core.engine.penalties import Seen
 from core.engine.rows import Ints, Rows, Sequence
 from core.engine.scheduler import Scheduler
@@ -21,9 +22,10 @@ from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.drafts import DraftProposer
+from core.interfaces.grammar import GrammarBackend
 from core.interfaces.limits import RequestLimits
 from core.interfaces.randomness import philox
-from core.interfaces.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
+from core.interfaces.request import EngineStats, FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from core.interfaces.scheduler import SchedulingPolicy
 
 log = logging.getLogger("dovetail.engine")
@@ -69,6 +71,7 @@ class Engine:
         cache: CachePolicy,
         blocks: BlockPolicy,
         drafts: DraftProposer | None = None,
+        grammars: GrammarBackend | None = None,
     ) -> None:
         self.config = config
         capacity = blocks.for_admission(PoolUse(config.num_pages, available=config.num_pages)) * config.page_size
@@ -77,6 +80,7 @@ class Engine:
         self._policy = policy
         self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)
         self.blocks = BlockManager(config.num_pages, cache, blocks, self._rows)
+        self._guiding = None if grammars is None else Guiding(grammars)
         self._drafting = None if drafts is None else Drafting(self._rows, drafts)
         self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._drafting)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
@@ -165,6 +169,8 @@ class Engine:
         for request_id in list(self._sequences):
             self.abort(request_id)
         self.blocks.close()
+        if self._guiding is not None:
+            self._guiding.close()
         self._runner.close()
 
     def _sequence(self, request: Request) -> Sequence:
@@ -189,7 +195,19 @@ class Engine:
             bias_tokens=np.array(list(params.logit_bias.keys()), np.int32),
             bias_values=np.array(list(params.logit_bias.values()), np.float32),
             seen=seen,
+            guide=self._guide(params),
         )
+
+    def _guide(self, params: SamplingParams) -> Guide | None:
+        if self._guiding is not None:
+            return self._guiding.guide(params)
+        if params.grammar is not None:
+            raise RequestError(
+                "outputs of a given form are not to be had: this server was composed without a grammar backend",
+                param="grammar",
+                code="unsupported_parameter",
+            )
+        return None
 
     def _drawn_seed(self) -> int:
         """The same for the n-th request of every engine with this seed, and unlike that of any other request."""
@@ -222,13 +240,13 @@ class Engine:
         # Nearly all rows are done here. What follows is for those that may end and those that want log-probabilities.
         ending = (rows.stop_uses[sampled.token_ids] > 0) | (lengths >= rows.limit[taken])
         reporting = rows.logprobs[taken] >= 0
-        for index in np.flatnonzero(ending | reporting).tolist():
+        for index in np.flatnonzero(ending | reporting | rows.guided[taken]).tolist():
             sequence, token = sequences[index], tokens[index]
             logprobs = _logprobs(sampled, index, int(rows.logprobs[sequence.row])) if reporting[index] else None
-            reason, stop_token = verdict(sequence, token, int(lengths[index]))
+            reason, stop_token, error = self._verdict(sequence, token, int(lengths[index]))
             if reason is not None:
                 self._scheduler.remove(sequence)
-                events[index] = self._end(sequence, reason, [token], stop_token, logprobs)
+                events[index] = self._end(sequence, reason, [token], stop_token, logprobs, error)
             else:
                 events[index] = TokenEvent(sequence.request_id, [token], None, None, logprobs, sequence.num_cached)
         return events
@@ -264,11 +282,23 @@ class Engine:
                 sequence.seen.add(tokens[-1])
             if logprobs is not None:
                 logprobs += _logprobs(sampled, index, wanted)
-            reason, stop_token = verdict(sequence, tokens[-1], length + len(tokens))
+            reason, stop_token, error = self._verdict(sequence, tokens[-1], length + len(tokens))
             if reason is not None:
                 self._scheduler.remove(sequence)
-                return self._end(sequence, reason, tokens, stop_token, logprobs)
+                return self._end(sequence, reason, tokens, stop_token, logprobs, error)
         return TokenEvent(sequence.request_id, tokens, None, None, logprobs, sequence.num_cached)
+
+    @staticmethod
+    def _verdict(sequence: Sequence, token: int, length: int) -> tuple[FinishReason | None, int | None, str]:
+        """Why it ends with this token, if it does; the token that stopped it; what went wrong."""
+        reason, stop_token = verdict(sequence, token, length)
+        if sequence.guide is None or reason == "stop":
+            return reason, stop_token, ""
+        try:
+            complete = sequence.guide.accept(token)
+        except ValueError as error:
+            return "error", None, str(error)
+        return ("stop", None, "") if complete else (reason, stop_token, "")
 
     def _fail(self, step: Step, error: str) -> list[TokenEvent]:
         failed = self._rows.at(step.rows)

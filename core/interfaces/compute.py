@@ -17,7 +17,8 @@ Shapes: T tokens in the step, S sequences, R rows to sample, V vocabulary, H hid
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,6 +44,9 @@ class LogitAdjustment:
     Penalties, for every (row, token) that occurred: ``repetition`` divides a positive logit or multiplies a negative
     one; it counts prompt and output. ``seen_counts`` counts occurrences in the *output*: frequency * count and
     presence * (count > 0) are subtracted. Order: bias, penalties, bans.
+
+    ``masks``: gives, for the rows of ``masked_rows``, the tokens that are not banned, as bits [rows, ceil(V / 32)] (bit t % 32
+    of word t // 32). They are computed beside the step, so it may wait: call it after the model's operations are launched.
     """
 
     bias_rows: NDArray[np.int32]
@@ -56,6 +60,8 @@ class LogitAdjustment:
     repetition: NDArray[np.float32]  # [R]; 1 where off
     presence: NDArray[np.float32]  # [R]; 0 where off
     frequency: NDArray[np.float32]  # [R]; 0 where off
+    masked_rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    masks: Callable[[], NDArray[np.uint32]] | None = None
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from core.errors import RequestError
+from core.interfaces.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
@@ -28,7 +29,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ``stop`` strings end generation when they appear in the *text*; they are removed from it unless
     ``include_stop_str_in_output``. A stop token id or eos ends generation and is not part of the text.
     Before ``min_tokens`` tokens neither eos nor a stop token id can be sampled, nor a stop string matched.
-    ``logit_bias`` is added to the raw logits. ``n`` asks for n independent continuations.
+    ``logit_bias`` is added to the raw logits. ``n`` asks for n independent continuations. ``grammar``: the output's form.
 
     :raises RequestError: with ``param`` naming the field.
     """
@@ -51,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     logit_bias: dict[int, float] = {}
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         # A plain list or string is what callers write; the struct keeps tuples so that it can be hashed and shared.

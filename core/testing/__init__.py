@@ -43,6 +43,7 @@ pytest.register_assert_rewrite(
             "contract",
             "drafts",
             "frontend",
+            "grammar",
             "graph",
             "model",
             "parallel",
@@ -61,6 +62,7 @@ from core.testing.compute import ComputeBackendContract  # noqa: E402
 from core.testing.contract import Contract  # noqa: E402
 from core.testing.drafts import DraftProposerContract  # noqa: E402
 from core.testing.frontend import FrontEndContract  # noqa: E402
+from core.testing.grammar import GrammarBackendContract  # noqa: E402
 from core.testing.graph import GraphBackendContract  # noqa: E402
 from core.testing.model import CheckpointFormatContract, ModelContract  # noqa: E402
 from core.testing.parallel import ParallelismContract  # noqa: E402
@@ -78,6 +80,7 @@ __all__ = [
     "Contract",
     "DraftProposerContract",
     "FrontEndContract",
+    "GrammarBackendContract",
     "GraphBackendContract",
     "ModelContract",
     "ParallelismContract",

@@ -9,11 +9,13 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
+from frontends.openai_http.form import field_of
 from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
-from frontends.openai_http.params import check_limits, completion_params, fitted
+from frontends.openai_http.params import check_limits, completion_params, fitted, renamed
 from frontends.openai_http.schema import CompletionBody
 
 
@@ -68,7 +70,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
             check_limits(door.service.card, prompt, params)
         call = Call.of(body, "cmpl", model, prompts, params)
         echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in body.prompt] if body.echo else None
-        return await answer(door, request, call, CompletionForm(params.n, echoes))
+        try:
+            return await answer(door, request, call, CompletionForm(params.n, echoes))
+        except RequestError as error:
+            raise renamed(error, {"grammar": field_of(body)}) from None
 
 
 async def _token_ids(door: Door, body: CompletionBody, prompt: str | list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from core.errors import RequestError
 from core.interfaces.frontend import ModelCard
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import SamplingParams
+from frontends.openai_http.form import field_of, grammar_of
 from frontends.openai_http.schema import ChatBody, CompletionBody, GenerationBody
 
 COMPLETION_TOKENS = 16  # OpenAI's default for a completion
@@ -79,7 +80,7 @@ def check_supported(body: GenerationBody) -> None:
 
 def chat_names(body: ChatBody) -> dict[str, str]:
     """How a chat calls what the engine calls otherwise."""
-    names = {"prompt": "messages", "logprobs": "top_logprobs"}
+    names = {"prompt": "messages", "logprobs": "top_logprobs", "grammar": field_of(body)}
     if body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     return names
@@ -117,6 +118,7 @@ def _params(
             max_tokens=limit if given is None else given,
             logit_bias=_bias(body.logit_bias or {}),
             logprobs=logprobs,
+            grammar=grammar_of(body),
         )
     except RequestError as error:
         raise renamed(error, {"max_tokens": limit_field}) from None

@@ -100,15 +100,10 @@ class GenerationBody(Wire):
             "allowed_token_ids",
             "bad_words",
             "bad_words_token_ids",
-            "guided_choice",
-            "guided_grammar",
-            "guided_json",
-            "guided_regex",
             "logits_processors",
             "logits_processors_args",
             "prompt_logprobs",
             "structural_tag",
-            "structured_outputs",
             "truncate_prompt_tokens",
             "use_beam_search",
         }
@@ -141,13 +136,16 @@ class GenerationBody(Wire):
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
     response_format: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: dict[str, Any] | None = None
 
     def demands(self) -> Iterator[str]:
         """Names of fields that ask for what this server cannot do."""
         extra = self.model_extra or {}
         yield from sorted(name for name in self.unsupported if extra.get(name))
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            yield "response_format"
 
     def unknown(self) -> list[str]:
         """Names of fields that are ignored."""

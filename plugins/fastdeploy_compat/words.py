@@ -110,8 +110,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("warns", TEXT_ONLY, "--max-encoder-cache", "--max-processor-cache", fine=("-1", "0")),
     *_flags("warns", TEXT_ONLY, "--deploy-modality", fine=("text",)),
     # what is generated
-    *_flags("later", "output by a schema or grammar", "--guided-decoding-backend", fine=("off",)),
-    *_flags("later", "output by a schema or grammar", "--guided-decoding-disable-any-whitespace", switch=True),
     *_flags("none", "log-probabilities can always be asked for", "--enable-logprob", switch=True),
     *_flags("later", "log-probabilities of another stage", "--logprobs-mode", fine=("raw_logprobs",)),
     *_flags("later", "an end to answers that repeat themselves", "--enable-early-stop", switch=True),

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from core.errors import EngineDeadError, UserError
+from core.errors import EngineDeadError, RequestError, UserError
 from core.interfaces.frontend import TextDelta
+from core.interfaces.grammar import Grammar
 from frontends.openai_http.app import create_app
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.errors import StoppingError
@@ -115,8 +116,6 @@ MALFORMED = [
     ({"messages": USER, "min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens (5) is greater than max_tokens (4)"),
     ({"messages": USER, "request_id": "a\nb"}, "request_id", "request_id: string should match pattern"),
     ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is not supported by this server"),
-    ({"messages": USER, "guided_regex": "a+"}, "guided_regex", "guided_regex is not supported by this server"),
-    ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "modalities is not supported by this server"),
     ({"messages": USER, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "self cannot be given to the template"),
 ]
@@ -694,3 +693,78 @@ def test_load_counts_the_calls_in_flight():
     idle, busy, after = asyncio.run(run())
     assert [each["server_load"] for each in (idle, busy, after)] == [0, 1, 0]
     assert idle["max_concurrency"] == 4096
+
+
+# --- the form of an output ---------------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+CALLED = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar("json_object")),
+        ({"response_format": CALLED}, Grammar("json_schema", json.dumps(SCHEMA))),
+        ({"guided_json": SCHEMA}, Grammar("json_schema", json.dumps(SCHEMA))),
+        ({"guided_json": '{"type": "null"}'}, Grammar("json_schema", '{"type": "null"}')),
+        ({"guided_regex": "a+"}, Grammar("regex", "a+")),
+        ({"guided_choice": ["a", "b"]}, Grammar("choice", '["a", "b"]')),
+        ({"guided_grammar": 'start: "a"'}, Grammar("grammar", 'start: "a"')),
+        ({"structured_outputs": {"regex": "a+"}}, Grammar("regex", "a+")),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, Grammar("json_object")),
+    ],
+)
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": USER}), (COMPLETE, {"prompt": "hi"})])
+def test_the_form_reaches_the_engine(path, asked, fields, grammar):
+    service = FakeService()
+    assert post(path, {**asked, **fields}, service).status_code == 200
+    [(_, _, params, _, _)] = service.requests
+    assert params.grammar == grammar
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format",
+            "response_format is text, json_object or json_schema, not 'xml'",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format",
+            "json_schema needs an object with the schema under the key 'schema'",
+        ),
+        ({"guided_json": 3}, "guided_json", "guided_json takes a JSON schema, as an object or as text"),
+        ({"guided_choice": []}, "guided_choice", "guided_choice takes a list of non-empty strings"),
+        ({"guided_regex": ["a"]}, "guided_regex", "guided_regex takes a non-empty string"),
+        (
+            {"guided_regex": "a", "response_format": {"type": "json_object"}},
+            "guided_regex",
+            "an output has one form: response_format and guided_regex cannot be had together",
+        ),
+        (
+            {"structured_outputs": {"xml": "a"}},
+            "structured_outputs",
+            "structured_outputs knows json, regex, choice, grammar and json_object, not 'xml'",
+        ),
+    ],
+)
+def test_forms_that_are_refused(fields, param, message):
+    error = error_of(post(CHAT, {"messages": USER, **fields}))
+    assert (error["param"], error["message"]) == (param, message)
+
+
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": USER}), (COMPLETE, {"prompt": "hi"})])
+def test_what_the_engine_says_of_a_grammar_is_about_the_field_that_brought_it(path, asked):
+    class Refusing(FakeService):
+        async def generate(self, *args, **kwargs):
+            raise RequestError("the grammar cannot be used: it is none", param="grammar")
+            yield
+
+    response = post(path, {**asked, "guided_regex": "("}, Refusing())
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "guided_regex"

@@ -172,6 +172,18 @@ class TestPartitionedInHalves(TestPartitioned):
     section = {"kv_cache_ratio": 0.5, "static_decode_blocks": 0}
 
 
+# --- grammar_llguidance -----------------------------------------------------------------------------------------------
+
+
+class TestGrammarLlguidance(testing.PluginContract):
+    plugin = "grammar_llguidance"
+
+
+class TestLlguidance(testing.GrammarBackendContract):
+    def make(self):
+        return made("grammar_llguidance", "grammar_backend", "llguidance")
+
+
 # --- spec_ngram -------------------------------------------------------------------------------------------------------
 
 
@@ -644,6 +656,7 @@ def test_every_default_offer_goes_through_a_contract():
         "sampler_rejection": {"rejection"},
         "sampler_standard": {"standard"},
         "spec_ngram": {"ngram"},
+        "grammar_llguidance": {"llguidance"},
         "backend_torch": {"torch"},
         "tensor_parallel": {"tensor"},
         "openai_http": {"openai_http"},

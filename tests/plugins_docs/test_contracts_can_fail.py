@@ -23,6 +23,7 @@ CONTRACTS = {
     "compute_backends": testing.ComputeBackendContract,
     "draft_proposers": testing.DraftProposerContract,
     "front_ends": testing.FrontEndContract,
+    "grammar_backends": testing.GrammarBackendContract,
     "graph_backends": testing.GraphBackendContract,
     "models": testing.ModelContract,
     "parallelisms": testing.ParallelismContract,

@@ -1,0 +1,53 @@
+"""Outputs of a given form: a matcher for each request that wants one, and its masks, computed beside the steps."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import RequestError
+from core.interfaces.grammar import GrammarBackend, Matcher
+from core.interfaces.request import SamplingParams
+
+WORKERS = 2
+
+
+class Guide:
+    """The matcher of one request, and the mask of its next token, on its way or ready."""
+
+    def __init__(self, matcher: Matcher, pool: ThreadPoolExecutor) -> None:
+        self._matcher = matcher
+        self._pool = pool
+        self._mask: Future[NDArray[np.uint32]] = pool.submit(matcher.allowed)
+
+    def mask(self) -> NDArray[np.uint32]:
+        return self._mask.result()
+
+    def accept(self, token: int) -> bool:
+        """Whether the output is complete with this token. :raises ValueError: as the matcher does."""
+        self._mask.result()  # one thread at a time
+        self._matcher.accept(token)
+        if not self._matcher.done:
+            self._mask = self._pool.submit(self._matcher.allowed)
+        return self._matcher.done
+
+
+class Guiding:
+    def __init__(self, backend: GrammarBackend) -> None:
+        self._backend = backend
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="grammar")
+
+    def guide(self, params: SamplingParams) -> Guide | None:
+        """:raises RequestError: for a grammar that cannot be had."""
+        if params.grammar is None:
+            return None
+        if params.min_tokens:
+            raise RequestError(
+                "min_tokens cannot be had together with a grammar, which says where the output may end", param="min_tokens"
+            )
+        return Guide(self._backend.matcher(params.grammar), self._pool)
+
+    def close(self) -> None:
+        self._pool.shutdown()

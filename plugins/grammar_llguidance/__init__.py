@@ -1,0 +1,1 @@
+"""Outputs of a given form (JSON schemas, regular expressions, choices, grammars) through the llguidance library."""

@@ -1,0 +1,71 @@
+"""What llguidance makes of grammars: limits, troubles, compact JSON."""
+
+import json
+
+import pytest
+
+from core.errors import RequestError
+from core.interfaces.grammar import Grammar
+from core.testing.grammar import VOCABULARY, WORDS, allowed
+from grammar_llguidance.matching import MOST_CHARACTERS, Llguidance
+
+
+def backend(compact=False, size=500_000):
+    made = Llguidance(compact, size)
+    made.attach(lambda: VOCABULARY)
+    return made
+
+
+def test_compact_json_has_no_room_for_whitespace():
+    grammar = Grammar("json_schema", '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}')
+    loose, compact = (backend(each).matcher(grammar) for each in (False, True))
+    for matcher in (loose, compact):
+        matcher.accept(len(WORDS) + ord("{"))
+    assert len(WORDS) + ord("\n") in allowed(loose)
+    assert len(WORDS) + ord("\n") not in allowed(compact)
+
+
+def test_whitespace_has_an_end():
+    matcher = backend().matcher(Grammar("json_object"))
+    matcher.accept(len(WORDS) + ord("{"))
+    spaces = 0
+    while len(WORDS) + ord(" ") in allowed(matcher):
+        matcher.accept(len(WORDS) + ord(" "))
+        spaces += 1
+    assert spaces == 16
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        (Grammar("regex", "("), 'the grammar cannot be used: at 1(8): invalid regex "(" (in regex): regex parse error:'),
+        (Grammar("json_schema", "{"), "the grammar cannot be read: Expecting property name"),
+        (Grammar("json_schema", '{"type": "nothing"}'), "the grammar cannot be used: "),
+        (Grammar("choice", "[1]"), "the grammar cannot be read: a choice is a list of non-empty strings"),
+        (Grammar("grammar", "start: other\n"), "the grammar cannot be used: "),
+        (Grammar("regex", "a" * (MOST_CHARACTERS + 1)), "the grammar has 262145 characters, the most is 262144"),
+    ],
+)
+def test_what_is_refused(grammar, said):
+    with pytest.raises(RequestError) as refused:
+        backend().matcher(grammar)
+    assert refused.value.message.startswith(said)
+    assert (refused.value.param, refused.value.status) == ("grammar", 400)
+
+
+def test_a_grammar_beyond_the_limit_is_refused():
+    fields = {f"field_{number}": {"type": "string", "maxLength": 2} for number in range(200)}
+    many = Grammar("json_schema", json.dumps({"type": "object", "properties": fields, "additionalProperties": False}))
+    assert allowed(backend().matcher(many))
+    with pytest.raises(RequestError, match="the grammar cannot be used: "):
+        backend(size=1000).matcher(many)
+
+
+def test_a_vocabulary_that_cannot_be_read_refuses_every_grammar():
+    def broken():
+        raise OSError("the tokenizer is gone")
+
+    made = Llguidance(False, 500_000)
+    made.attach(broken)
+    with pytest.raises(RequestError, match="the vocabulary of this model cannot be used \\(OSError: the tokenizer is gone\\)"):
+        made.matcher(Grammar("json_object"))
