@@ -9,22 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
-
-
-class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """The form an output shall have. ``text``: a JSON schema; a regular expression; a JSON list of strings, one of which
-    the output is; a grammar in the backend's own notation (Lark or GBNF); nothing for "json_object", which is any JSON object.
-    """
-
-    kind: GrammarKind
-    text: str = ""
+from core.interfaces.request import Grammar
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,21 @@ from typing import Literal
 import msgspec
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """The form an output shall have. ``text``: a JSON schema; a regular expression; a JSON list of strings, one of which
+    the output is; a grammar in the backend's own notation (Lark or GBNF); nothing for "json_object", which is any JSON object.
+    """
+
+    kind: GrammarKind
+    text: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar, GrammarBackend, Matcher, Vocabulary
+from core.interfaces.grammar import GrammarBackend, Matcher, Vocabulary
+from core.interfaces.request import Grammar
 from core.testing.contract import Contract
 
 WORDS = (b"<s>", b"</s>", b"true", b"false", b"null", b'":', b'{"', b'"}', b"yes", b"no", b" ", b"12")

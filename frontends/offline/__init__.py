@@ -11,8 +11,8 @@
 Importing this imports no torch; making an ``LLM`` does.
 """
 
-from core.interfaces.request import SamplingParams
+from core.interfaces.request import Grammar, SamplingParams
 from frontends.offline.llm import LLM
 from frontends.offline.outputs import CompletionOutput, Logprob, RequestOutput
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Grammar", "Logprob", "RequestOutput", "SamplingParams"]

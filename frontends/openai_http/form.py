@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar
+from core.interfaces.request import Grammar
 from frontends.openai_http.schema import GenerationBody
 
 _GUIDED = ("json", "regex", "choice", "grammar")

@@ -12,7 +12,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper,
 from numpy.typing import NDArray
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar, GrammarBackend, Matcher, Vocabulary
+from core.interfaces.grammar import GrammarBackend, Matcher, Vocabulary
+from core.interfaces.request import Grammar
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

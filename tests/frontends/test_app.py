@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.errors import EngineDeadError, RequestError, UserError
 from core.interfaces.frontend import TextDelta
-from core.interfaces.grammar import Grammar
+from core.interfaces.request import Grammar
 from frontends.openai_http.app import create_app
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.errors import StoppingError

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar
+from core.interfaces.request import Grammar
 from frontends.offline import LLM, SamplingParams
 from tests.must_show.served import serving
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core.errors import RequestError
-from core.interfaces.grammar import Grammar
+from core.interfaces.request import Grammar
 from core.testing.grammar import VOCABULARY, WORDS, allowed
 from grammar_llguidance.matching import MOST_CHARACTERS, Llguidance
 
