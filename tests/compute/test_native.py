@@ -10,7 +10,7 @@ from torch.nn import functional
 from core.compute.torch_backend.backend import Norm
 from core.compute.torch_backend.native import library
 from core.compute.torch_backend.native.backend import NativeBackend
-from core.compute.torch_backend.native.linear import MOST_TOKENS, NativeDense
+from core.compute.torch_backend.native.linear import AT_A_TIME, NativeDense
 from core.compute.torch_backend.native.memory import CHUNK, HUGE, HugePages
 from core.compute.torch_backend.native.step import NativeKV, upload
 from core.interfaces.model import Weight, WeightName
@@ -125,7 +125,7 @@ def test_products(dtype, rows, columns):
     random = torch.Generator().manual_seed(rows)
     weight = torch.randn(rows, columns, generator=random).to(TORCH[dtype])
     linear = NativeDense("o", weight, "")
-    for tokens in (1, 2, 3, 4, 5, 6, 7, 13, 16, 31, MOST_TOKENS, MOST_TOKENS + 5):
+    for tokens in (1, 2, 3, 4, 5, 6, 7, 13, 16, 31, 96, 97, 200, AT_A_TIME + 5):
         x = torch.randn(tokens, columns, generator=random).to(TORCH[dtype])
         right = x.double() @ weight.double().T
         scale = right.abs().max()
@@ -138,18 +138,18 @@ def test_products(dtype, rows, columns):
 @both
 def test_a_token_s_product_hangs_on_no_other_token(dtype):
     weight = torch.randn(150, 208, generator=torch.Generator().manual_seed(3)).to(TORCH[dtype])
-    x = torch.randn(MOST_TOKENS, 208, generator=torch.Generator().manual_seed(4)).to(TORCH[dtype])
+    x = torch.randn(AT_A_TIME + 9, 208, generator=torch.Generator().manual_seed(4)).to(TORCH[dtype])
     linear = NativeDense("o", weight, "")
     together = linear.product(x)
-    for number in (1, 2, 3, 4, 5, 7, 8, 12, 50):
+    for number in (1, 2, 3, 4, 5, 7, 8, 12, 50, 97, 300):
         assert torch.equal(linear.product(x[:number]), together[:number]), f"{number} tokens"
 
 
 @both
 @pytest.mark.parametrize("width", [32, 45, 1024])
 @pytest.mark.parametrize("tokens", [1, 200])
-def test_norm_and_gate_beside_projections_of_torch(dtype, width, tokens):
-    """Steps of more tokens than the native products take."""
+@pytest.mark.parametrize("apart", [True, False])
+def test_norm_and_gate_around_projections_and_apart_from_them(dtype, width, tokens, apart):
     backend, random = NativeBackend(dtype, threads=2), torch.Generator().manual_seed(width)
     hidden = (torch.randn(tokens, width, generator=random) * 5).to(TORCH[dtype])
     norm = Norm(torch.randn(width, generator=random).to(TORCH[dtype]), 1e-5)
@@ -158,7 +158,7 @@ def test_norm_and_gate_beside_projections_of_torch(dtype, width, tokens):
     assert (backend._normed(hidden, norm) - normed).abs().max() <= allowed * normed.abs().max()
 
     linear = NativeDense("gate_up", torch.randn(2 * 48, width, generator=random).to(TORCH[dtype]), "")
-    linear.most_tokens = 0 if tokens > MOST_TOKENS else MOST_TOKENS
+    linear.most_tokens = tokens - 1 if apart else tokens
     gate, up = (normed @ linear._weight.double().T).chunk(2, -1)
     right = functional.silu(gate) * up
     found = backend.gate_up(hidden, norm, linear)

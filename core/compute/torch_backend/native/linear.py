@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear, in_few_sizes
+from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear
 from core.compute.torch_backend.native import library
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER
 from core.compute.torch_backend.native.memory import HugePages
@@ -17,8 +17,10 @@ from core.interfaces.model import Role
 
 NATIVE_KERNELS: dict[str, QuantizedKernel] = {}
 """Native linears that multiply by a packed layout as it is, by the layout's name; asked before those of torch."""
-MOST_TOKENS = 96
-"""Of a step, up to which products with unpacked weights are native; beyond, oneDNN is faster though it packs them anew."""
+MOST_TOKENS = {torch.bfloat16: 1 << 20, torch.float32: 96}
+"""Of a step, up to which products with unpacked weights are native. In bfloat16 all: they keep up with oneDNN, which would pack
+the weights anew each time, and whose threads would stay awake beside the team's. In float32 torch's are faster beyond."""
+AT_A_TIME = 512  # tokens whose products are made in one call
 
 
 class NativeLinear(TorchLinear):
@@ -34,8 +36,8 @@ class NativeLinear(TorchLinear):
         """x W^T in float32, natively whatever the number of tokens."""
         x = x.contiguous()
         out = torch.empty((len(x), self.out_features), dtype=torch.float32)
-        for first in range(0, len(x), self.most_tokens):
-            part, to = x[first : first + self.most_tokens], out[first:]
+        for first in range(0, len(x), AT_A_TIME):
+            part, to = x[first : first + AT_A_TIME], out[first:]
             self._apply(self.native, x.dtype == torch.bfloat16, part.data_ptr(), len(part), to.data_ptr())
         return out
 
@@ -53,13 +55,11 @@ class NativeDense(NativeLinear):
         super().__init__(role, weight.shape, 0 if shared else weight.nbytes, format)
         self._weight = weight
         new = library.function("dense_new", ADDRESS, NUMBER, NUMBER, NUMBER, result=ADDRESS)
-        self.describe(new(weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16), MOST_TOKENS)
+        self.describe(new(weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16), MOST_TOKENS[weight.dtype])
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= self.most_tokens:
             return super().__call__(x)
-        if x.dtype == torch.bfloat16:
-            return functional.linear(in_few_sizes(x), self._weight)[: len(x)]
         return functional.linear(x, self._weight)
 
 

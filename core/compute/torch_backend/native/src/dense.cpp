@@ -13,6 +13,7 @@ template <class T> struct Dense : Linear {
 };
 
 constexpr int ROWS = 4, TOKENS = 6, MORE_ROWS = 8, FEW_TOKENS = 4; // up to so few tokens, more rows at a time
+constexpr int64_t BLOCK_BYTES = 256 << 10; // of tokens, or of rows, multiplied by each other
 constexpr int64_t AHEAD = 16; // rows that are on their way into the second cache before they are wanted
 
 // `turn` of `turns`: which of the tiles over these rows it is. Each asks for a share of the rows ahead, so that memory never idles.
@@ -105,15 +106,30 @@ void few_tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, in
 }
 
 template <class T>
+void rows_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, int64_t rows, float *out, int64_t stride) {
+    int64_t row = 0;
+    if (tokens <= FEW_TOKENS)
+        for (; row + MORE_ROWS <= rows; row += MORE_ROWS)
+            few_tokens_of<T>(weight + row * width, width, x, apart, tokens, out + row, stride);
+    for (; row + ROWS <= rows; row += ROWS) tokens_of<T, ROWS>(weight + row * width, width, x, apart, tokens, out + row, stride);
+    for (; row < rows; ++row) tokens_of<T, 1>(weight + row * width, width, x, apart, tokens, out + row, stride);
+}
+
+// Many tokens: as many of them and of the rows at a time as the second cache holds.
+template <class T>
 void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
     const T *weight = static_cast<const Dense<T> *>(linear)->weight, *x = static_cast<const T *>(prepared);
-    int64_t width = linear->in_features, apart = linear->prepared_bytes / sizeof(T), row = first;
-    if (tokens <= FEW_TOKENS)
-        for (; row + MORE_ROWS <= last; row += MORE_ROWS)
-            few_tokens_of<T>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
-    for (; row + ROWS <= last; row += ROWS)
-        tokens_of<T, ROWS>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
-    for (; row < last; ++row) tokens_of<T, 1>(weight + row * width, width, x, apart, tokens, out + row - first, stride);
+    int64_t width = linear->in_features, apart = linear->prepared_bytes / sizeof(T);
+    int64_t together = BLOCK_BYTES / (width * int64_t(sizeof(T))) / (2 * TOKENS) * (2 * TOKENS);
+    together = together < 4 * TOKENS ? 4 * TOKENS : together;
+    int64_t block = tokens <= together ? last - first : together;
+    for (int64_t row = first; row < last; row += block) {
+        int64_t own_rows = last - row < block ? last - row : block;
+        for (int64_t token = 0; token < tokens; token += together) {
+            int64_t own = tokens - token < together ? tokens - token : together;
+            rows_of(weight + row * width, width, x + token * apart, apart, own, own_rows, out + token * stride + row - first, stride);
+        }
+    }
 }
 
 template <class T> void prepare(const Linear *linear, const float *x, void *prepared) {

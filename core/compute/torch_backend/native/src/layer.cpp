@@ -66,13 +66,15 @@ template <class In, class Out> void convert(const In *from, int64_t number, Out 
 
 constexpr int64_t MOST_DIM = 1024;
 
-// heads [tokens, heads + 2 kv_heads, dim]: q is turned into `q`, k turned and v as it is are written to their slots.
+// heads [tokens, heads + 2 kv_heads, dim], from the step's token `first` on: q is turned into `q`, k turned and v as it is are
+// written to their slots.
 template <class In, class T>
-void place(const In *heads, const Shape &shape, const Step &step, T *keys, T *values, T *q) {
+void place(const In *heads, const Shape &shape, const Step &step, int64_t first, int64_t tokens, T *keys, T *values, T *q) {
     int64_t dim = shape.dim, turning = shape.heads + shape.kv_heads, all = turning + shape.kv_heads;
-    tokens_each(step.tokens, all * dim, [&](int64_t token) {
+    tokens_each(tokens, all * dim, [&](int64_t number) {
         float turned[MOST_DIM];
-        const In *own = heads + token * all * dim;
+        const In *own = heads + number * all * dim;
+        int64_t token = first + number;
         const float *cosine = shape.cosines + step.positions[token] * (dim / 2);
         const float *sine = shape.sines + step.positions[token] * (dim / 2);
         int64_t slot = step.slots[token] * shape.kv_heads * dim;
@@ -149,6 +151,14 @@ float *product(const Linear *linear, const void *prepared, int64_t tokens) {
     return out;
 }
 
+// Of a long prompt: bounds what calls keep in memory, and the caches see it again before it has gone.
+constexpr int64_t MOST_TOKENS = 512;
+
+template <class Body> void tokens_at_a_time(int64_t tokens, Body &&body) {
+    for (int64_t first = 0; first < tokens; first += MOST_TOKENS)
+        body(first, tokens - first < MOST_TOKENS ? tokens - first : MOST_TOKENS);
+}
+
 template <class T> void add(const Linear *linear, const T *x, int64_t tokens, T *residual) {
     const void *prepared = prepared_of(linear, x, tokens);
     int64_t width = linear->out_features;
@@ -167,14 +177,14 @@ template <class T> void add(const Linear *linear, const T *x, int64_t tokens, T 
 
 } // namespace
 
-#define OF_KIND(bfloat16, call)                                                                                               \
+#define OF_KIND(bfloat16, ...)                                                                                                \
     do {                                                                                                                      \
         if (bfloat16) {                                                                                                       \
             using T = bf16;                                                                                                   \
-            call;                                                                                                             \
+            __VA_ARGS__;                                                                                                      \
         } else {                                                                                                              \
             using T = float;                                                                                                  \
-            call;                                                                                                             \
+            __VA_ARGS__;                                                                                                      \
         }                                                                                                                     \
     } while (0)
 #define IN(pointer) static_cast<const T *>(pointer)
@@ -187,7 +197,7 @@ EXPORT void rms_norm(int64_t bfloat16, const void *x, const void *weight, float 
 }
 
 EXPORT void rotate_and_place(const Shape *shape, const Step *step, const void *heads, void *keys, void *values, void *q) {
-    OF_KIND(shape->bfloat16, place(IN(heads), *shape, *step, OUT(keys), OUT(values), OUT(q)));
+    OF_KIND(shape->bfloat16, place(IN(heads), *shape, *step, 0, step->tokens, OUT(keys), OUT(values), OUT(q)));
 }
 
 EXPORT void silu_times(int64_t bfloat16, const void *in, int64_t tokens, int64_t width, void *to) {
@@ -198,23 +208,26 @@ EXPORT void silu_times(int64_t bfloat16, const void *in, int64_t tokens, int64_t
 
 EXPORT void linear_qkv(const Linear *linear, const void *hidden, const void *norm, float eps, const Shape *shape,
                        const Step *step, void *keys, void *values, void *q) {
-    OF_KIND(shape->bfloat16, {
-        const void *prepared = prepared_of_normed(linear, IN(hidden), IN(norm), eps, step->tokens);
-        const float *heads = product(linear, prepared, step->tokens);
-        place(heads, *shape, *step, OUT(keys), OUT(values), OUT(q));
-    });
+    OF_KIND(shape->bfloat16, tokens_at_a_time(step->tokens, [&](int64_t first, int64_t tokens) {
+        const T *own = IN(hidden) + first * linear->in_features;
+        const float *heads = product(linear, prepared_of_normed(linear, own, IN(norm), eps, tokens), tokens);
+        place(heads, *shape, *step, first, tokens, OUT(keys), OUT(values), OUT(q));
+    }));
 }
 
 EXPORT void linear_add(const Linear *linear, int64_t bfloat16, const void *x, int64_t tokens, void *residual) {
-    OF_KIND(bfloat16, add(linear, IN(x), tokens, OUT(residual)));
+    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
+        add(linear, IN(x) + first * linear->in_features, own, OUT(residual) + first * linear->out_features);
+    }));
 }
 
 EXPORT void linear_gate_up(const Linear *linear, int64_t bfloat16, const void *hidden, const void *norm, float eps,
                            int64_t tokens, void *to) {
-    OF_KIND(bfloat16, {
-        const void *prepared = prepared_of_normed(linear, IN(hidden), IN(norm), eps, tokens);
-        gated(static_cast<const float *>(product(linear, prepared, tokens)), tokens, linear->out_features / 2, OUT(to));
-    });
+    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
+        const void *prepared = prepared_of_normed(linear, IN(hidden) + first * linear->in_features, IN(norm), eps, own);
+        const float *both = product(linear, prepared, own);
+        gated(both, own, linear->out_features / 2, OUT(to) + first * (linear->out_features / 2));
+    }));
 }
 
 EXPORT void linear_logits(const Linear *linear, int64_t bfloat16, const void *hidden, const void *norm, float eps,
