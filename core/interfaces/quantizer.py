@@ -107,7 +107,14 @@ class Quantizer(ABC):
         raise NotImplementedError(f"{self.name} reads what it packed itself")
 
     def tile(self) -> Any | None:
-        """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load."""
+        """The Triton function that turns a packed tile into values, or None: then CUDA uses ``unpack`` once at load.
+
+        A ``@triton.jit`` function ``tile(first, second, output, is_output, start, IN, COLUMNS, GROUP)`` that returns the values
+        [outputs, COLUMNS] of these rows of the matrix, from column ``start``, a multiple of COLUMNS, on; zeros for a row with
+        ``is_output`` false and for columns from IN on, of which it must read nothing. ``first`` and ``second`` point to the
+        packed arrays in their order, GROUP is the whole number among the constants (0 without one): a format of more than two
+        arrays or one such number cannot be read so. Values are what ``unpack`` says, in float32.
+        """
         return None
 
 

@@ -110,6 +110,13 @@ class GroupInt4(Quantizer):
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features, self._group_size)
 
+    def tile(self) -> Any | None:
+        try:
+            from quant_wint4.tile import group_tile
+        except ImportError:  # without Triton
+            return None
+        return group_tile
+
     def _scales(self, groups: Matrix) -> Matrix:
         best = rounded(widest_scale(groups))
         if not self._search:
@@ -185,3 +192,10 @@ class RowInt8(Quantizer):
 
     def bits_per_weight(self, in_features: int) -> float:
         return 8 + 32 / in_features
+
+    def tile(self) -> Any | None:
+        try:
+            from quant_wint4.tile import row_tile
+        except ImportError:  # without Triton
+            return None
+        return row_tile

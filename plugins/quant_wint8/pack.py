@@ -59,6 +59,13 @@ class RowInt8(Quantizer):
     def bits_per_weight(self, in_features: int) -> float:
         return bits_per_weight(in_features)
 
+    def tile(self) -> Any | None:
+        try:
+            from quant_wint8.tile import tile
+        except ImportError:  # without Triton
+            return None
+        return tile
+
 
 def bits_per_weight(in_features: int) -> float:
     return 8 + 32 / in_features

@@ -148,6 +148,10 @@ class Target:
         """What multiplies by this packed layout here."""
         return KERNELS.get(layout)
 
+    def kernel_of(self, quantizer: Quantizer) -> QuantizedKernel | None:
+        """What multiplies here by what this quantizer packs."""
+        return self.kernel(quantizer.layout)
+
 
 QuantizedKernel: TypeAlias = Callable[[Role, Packed, Target], TorchLinear | None]
 KERNELS: dict[str, QuantizedKernel] = {}
@@ -171,7 +175,7 @@ def place(
 
 def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: Target) -> TorchLinear:
     role = weight.name.role
-    kernel = target.kernel(quantizer.layout)
+    kernel = target.kernel_of(quantizer)
     if kernel is not None:
         packed = weight.packed or quantizer.stack(list(packed_chunks(weight, quantizer)))
         linear = kernel(role, packed, target)

@@ -6,14 +6,15 @@ from dataclasses import replace
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from core.compute.torch_backend.triton import attention, few_rows, gate, rope, static
+from core.compute.torch_backend.triton import attention, few_rows, gate, packed, rope, static
 from core.compute.torch_backend.triton.tiling import tiling
+from quant_wint4.tile import group_tile
 
 SHAPE = {"SCALE": 0.1, "PAGE": 16, "KV_HEADS": 2, "GROUP": 8, "DIM": 128, "WIDE": 128}
 ROPE = {"Q_WIDTH": 2048, "KV_WIDTH": 256, "DIM": 128, "ADJACENT": True}
 
 
-def projections(tokens):
+def projections(tokens, tile=packed.plain_tile, group=0):
     """As they are launched for ERNIE-4.5-0.3B, programs placed early."""
     for role, kernel, constants in (
         ("qkv", few_rows._qkv, ROPE | {"IN": 1024, "PAIRS": 1280}),
@@ -21,8 +22,8 @@ def projections(tokens):
         ("gate_up", few_rows._gate_up, {"IN": 1024, "OUT": 3072}),
         ("head", few_rows._logits, {"IN": 1024, "OUT": 103_424, "CHOSEN": False}),
     ):
-        way = replace(tiling(role, tokens, constants["IN"]), overlap=True)
-        yield kernel, {"EPS": 1e-5} | constants | way.constants, way.options
+        way = replace(tiling(role, tokens, constants["IN"], packed=group > 0), overlap=tokens == 1)
+        yield kernel, {"EPS": 1e-5, "TILE": tile, "GROUP": group} | constants | way.constants, way.options
 
 
 KERNELS = [
@@ -34,17 +35,24 @@ KERNELS = [
     *projections(1),
     *projections(16),
 ]
+PACKED = [
+    *projections(8, group_tile, 128),
+    (packed._unpack, {"IN": 1024, "OUTPUTS": 16, "COLUMNS": 256, "TILE": group_tile, "GROUP": 128}, {}),
+]
 FLOATS = {"turns": "*fp32", "mixed_parts": "*fp32", "score_parts": "*fp32"}
-VALUES = ("q", "keys", "values", "out", "heads", "hidden", "weight", "norm", "x", "residual", "both")
-NUMBERS = ("pages", "tokens", "number", *static.SIZES)
+VALUES = ("q", "keys", "values", "out", "heads", "hidden", "more", "second", "norm", "x", "residual", "both")
+NUMBERS = ("pages", "tokens", "number", "outputs", *static.SIZES)
 
 
-def kind(name):
+def kind(name, codes):
+    if name in ("weight", "first"):
+        return codes
     return "*bf16" if name in VALUES else FLOATS.get(name, "i32" if name in NUMBERS else "*i32")
 
 
-for kernel, constants, options in KERNELS:
-    signature = {name: "constexpr" if name in constants else kind(name) for name in kernel.arg_names}
+for kernel, constants, options in KERNELS + PACKED:
+    codes = "*u8" if constants.get("TILE") is group_tile else "*bf16"
+    signature = {name: "constexpr" if name in constants else kind(name, codes) for name in kernel.arg_names}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
     made = compile(source, target=GPUTarget("cuda", 90, 32), options=options)

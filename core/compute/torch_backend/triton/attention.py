@@ -60,6 +60,7 @@ class Attention:
     def _decodes(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec, out: Tensor) -> None:
         sequences, page = step.layout.decodes, keys.shape[1]
         splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, self._programs)
+        overlap = self._overlap and step.layout.tokens == 1
         mixed, scores = out, out
         if splits > 1:
             shape = (sequences, spec.num_kv_heads, splits, spec.num_heads // spec.num_kv_heads)
@@ -81,10 +82,10 @@ class Attention:
             ROWS=max(ROWS, rows_of(spec.num_heads // spec.num_kv_heads)),
             FEWEST=SHORTEST,
             KEYS=64,
-            OVERLAP=self._overlap,
+            OVERLAP=overlap,
             num_warps=4,
             num_stages=2,
-            launch_pdl=self._overlap,
+            launch_pdl=overlap,
         )
 
     def _prompts(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec, out: Tensor) -> None:

@@ -12,17 +12,19 @@ from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
-from core.compute.torch_backend.linear import DenseLinear, Target, TorchLinear
+from core.compute.torch_backend.linear import DenseLinear, QuantizedKernel, Target, TorchLinear
 from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
 from core.compute.torch_backend.triton.gate import gated
+from core.compute.torch_backend.triton.packed import Reading, TiledLinear, plain_tile, readable
 from core.compute.torch_backend.triton.rope import rotate_and_write
 from core.compute.torch_backend.triton.static import TritonStaticStep
 from core.compute.torch_backend.triton.step import Step, upload
 from core.compute.torch_backend.triton.tiling import Tiling, tiling
 from core.interfaces.compute import DType, KVCache, Linear, StepBatch
 from core.interfaces.graph import StepShape
-from core.interfaces.model import DecoderSpec
+from core.interfaces.model import DecoderSpec, Role
+from core.interfaces.quantizer import Packed, Quantizer
 
 INTERPRETED_PROGRAMS = 16  # what a CPU is taken to have room for, when Triton's interpreter stands in for a device
 
@@ -34,12 +36,24 @@ class RowMajor(Target):
     def packs(self) -> bool:
         return False
 
+    def kernel_of(self, quantizer: Quantizer) -> QuantizedKernel | None:
+        tile = quantizer.tile()
+        if tile is None:
+            return super().kernel_of(quantizer)
+
+        def read_packed(role: Role, packed: Packed, target: Target) -> TorchLinear | None:
+            return TiledLinear(role, packed, target, tile, quantizer.name) if readable(packed) else None
+
+        return read_packed
+
 
 class TritonBackend(TorchBackend):
     """A decode step is a pure function of its ``Step``'s buffer, the weights and the pages: it may be recorded and replayed."""
 
     def __init__(self, device: str, dtype: DType, threads: int = 0, overlap: bool = False) -> None:
-        """``overlap``: a kernel's programs are placed, and its weights fetched, while the kernel before ends."""
+        """``overlap``: in steps of one token, a kernel's programs are placed, and its weights fetched, while the kernel before
+        ends. Steps of more have enough to do; programs that wait would only be in the way.
+        """
         super().__init__(device, dtype, threads)
         self._target = RowMajor(self._target.device, self._target.dtype)
         self._attention = Attention(self._target.device, 2 * self._processors(), overlap)
@@ -72,12 +86,14 @@ class TritonBackend(TorchBackend):
         return self._attention(q, kv.keys[layer], kv.values[layer], step, kv.spec)
 
     def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
-        if self.split or not isinstance(weight, DenseLinear):
+        if self.split:
             return super().linear_add(x, weight, residual)
         few = self._tiles(weight, len(x))
         if few is not None:
             return few_rows.linear_add(x, few[0], residual, few[1])
-        return residual.addmm_(x, weight.weight.T)
+        if isinstance(weight, DenseLinear):
+            return residual.addmm_(x, weight.weight.T)
+        return super().linear_add(x, weight, residual)
 
     def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
         assert isinstance(weight, TorchLinear)
@@ -93,9 +109,16 @@ class TritonBackend(TorchBackend):
         own = few_rows.logits(hidden, step.logit_rows, norm.weight, norm.eps, few[0], step.num_logits, few[1])
         return self.gathered(own)
 
-    def _tiles(self, linear: Linear, tokens: int) -> tuple[Tensor, Tiling] | None:
-        """The weight, and how to divide it, where there are kernels for this linear and so few tokens."""
-        if not isinstance(linear, DenseLinear) or not tokens:
+    def _tiles(self, linear: Linear, tokens: int) -> tuple[Reading, Tiling] | None:
+        """How to read the weight and to divide it, where there are kernels for this linear and so few tokens."""
+        if not isinstance(linear, DenseLinear | TiledLinear) or not tokens:
             return None
-        way = tiling(linear.role, tokens, linear.in_features)
-        return None if way is None else (linear.weight, replace(way, overlap=self._overlap))
+        packed = isinstance(linear, TiledLinear)
+        way = tiling(linear.role, tokens, linear.in_features, packed=packed)
+        if way is None:
+            return None
+        if isinstance(linear, TiledLinear):
+            reading = linear.reading
+        else:
+            reading = Reading(linear.weight, linear.weight, (linear.out_features, linear.in_features), plain_tile)
+        return reading, replace(way, overlap=self._overlap and tokens == 1)

@@ -37,7 +37,7 @@ SUMS: dict[Role, dict[int, tuple[int, int]]] = {
     "qkv": {1: (2, 2), 2: (2, 4), 4: (2, 4)},
     "o": {1: (8, 8), 2: (8, 4), 4: (8, 4)},
     "gate_up": {1: (8, 4)},
-    "down": {1: (4, 8), 2: (4, 4), 4: (4, 4)},
+    "down": {1: (4, 4), 2: (4, 4), 4: (4, 4)},
     "head": {1: (16, 4)},
 }
 """By what is projected and for how many tokens: outputs and warps of programs that add up products, all columns at once."""
@@ -46,17 +46,19 @@ DOTS: dict[Role, tuple[int, int, int, int]] = {
     "o": (8, 256, 1, 3),
     "gate_up": (32, 256, 4, 3),
     "down": (8, 256, 1, 3),
-    "head": (64, 128, 4, 4),
+    "head": (32, 256, 4, 3),
 }
 """Outputs, columns, warps and stages where tensor cores do it."""
+PACKED = (4, 8)
+"""Outputs and warps of up to 8 tokens where weights are packed: on their way to tensor cores they would be unpacked slowly."""
 
 
-def tiling(role: Role, tokens: int, columns: int) -> Tiling | None:
-    """None: too many tokens. ``columns``: of the weight."""
+def tiling(role: Role, tokens: int, columns: int, *, packed: bool = False) -> Tiling | None:
+    """None: too many tokens. ``columns``: of the weight; ``packed``: whether it is."""
     if tokens > MOST_ROWS:
         return None
     rows, whole = power_of_two(tokens), power_of_two(columns)
-    sums = SUMS[role].get(rows)
+    sums = SUMS[role].get(rows, PACKED if packed and rows < MOST_ROWS else None)
     if sums is not None and whole <= MOST_COLUMNS:
         return Tiling(rows, sums[0], max(LANES, whole), dot=False, warps=sums[1])
     outputs, width, warps, stages = DOTS[role]

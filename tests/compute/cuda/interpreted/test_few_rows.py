@@ -5,7 +5,8 @@ import torch
 
 from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.gate import gated as gated_at_once
-from core.compute.torch_backend.triton.tiling import DOTS, MOST_ROWS, SUMS, Tiling, tiling
+from core.compute.torch_backend.triton.packed import Reading, plain_tile
+from core.compute.torch_backend.triton.tiling import DOTS, MOST_COLUMNS, MOST_ROWS, SUMS, Tiling, tiling
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # the interpreter cuts a bfloat16 off
 EPS = 1e-5
@@ -18,6 +19,10 @@ def drawn(*shape, dtype, scale=1.0):
 def normed(hidden, norm):
     wide = hidden.double()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * norm.double()).to(hidden.dtype).double()
+
+
+def read(weight):
+    return Reading(weight, weight, tuple(weight.shape), plain_tile)
 
 
 def gated(both):
@@ -40,7 +45,7 @@ def test_gate_up(dtype, way):
     tokens = min(way.rows, 3)
     hidden, norm, weight = drawn(tokens, 72, dtype=dtype), drawn(72, dtype=dtype), drawn(2 * 42, 72, dtype=dtype, scale=0.1)
     both = normed(hidden, norm) @ weight.double().T
-    check(few_rows.gate_up(hidden, norm, EPS, weight, way), gated(both))
+    check(few_rows.gate_up(hidden, norm, EPS, read(weight), way), gated(both))
     check(gated_at_once(both.to(dtype)), gated(both.to(dtype).double()))
 
 
@@ -51,7 +56,7 @@ def test_the_residual_is_added_to_in_place(dtype, way):
     x, weight, residual = drawn(tokens, 72, dtype=dtype), drawn(42, 72, dtype=dtype, scale=0.1), drawn(5, 42, dtype=dtype)
     behind = residual[tokens:].clone()
     expected = residual[:tokens].double() + x.double() @ weight.double().T
-    got = few_rows.linear_add(x, weight, residual[:tokens], way)
+    got = few_rows.linear_add(x, read(weight), residual[:tokens], way)
     assert got.data_ptr() == residual.data_ptr()
     check(got, expected)
     assert torch.equal(residual[tokens:], behind)
@@ -62,10 +67,10 @@ def test_the_residual_is_added_to_in_place(dtype, way):
 def test_logits_of_chosen_rows_are_float32(dtype, way):
     hidden, norm, weight = drawn(5, 72, dtype=dtype), drawn(72, dtype=dtype), drawn(42, 72, dtype=dtype, scale=0.1)
     rows = torch.tensor([3, 0, 4][: way.rows], dtype=torch.int32)
-    got = few_rows.logits(hidden, rows, norm, EPS, weight, len(rows), way)
+    got = few_rows.logits(hidden, rows, norm, EPS, read(weight), len(rows), way)
     assert got.dtype == torch.float32
     check(got, normed(hidden, norm)[rows] @ weight.double().T, dtype)
-    one = few_rows.logits(hidden, None, norm, EPS, weight, 1, way)
+    one = few_rows.logits(hidden, None, norm, EPS, read(weight), 1, way)
     check(one, normed(hidden, norm)[:1] @ weight.double().T, dtype)
 
 
@@ -76,6 +81,7 @@ def test_a_way_for_up_to_a_tile_of_tokens(role):
             way = tiling(role, tokens, columns)
             assert way.rows >= tokens
             assert way.dot or way.columns >= columns
+            assert tiling(role, tokens, columns, packed=True).dot == (tokens > 8 or columns > MOST_COLUMNS)
     assert tiling(role, MOST_ROWS + 1, 1024) is None
     assert not tiling(role, 1, 1024).dot
     assert max(SUMS[role]) <= MOST_ROWS
