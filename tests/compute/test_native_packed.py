@@ -57,7 +57,7 @@ def rounded(x, digits):
     steps = np.divide(np.float32(127) * blocks, most, out=np.zeros_like(blocks), where=most > 0).astype(np.float64)
     whole = np.rint(steps)
     if digits == 2:
-        whole += np.rint((steps - whole) * 254) / 254
+        whole += np.minimum(np.rint((steps - whole) * 256), 127) / 256
     return (whole * (most.astype(np.float64) / 127)).reshape(rows, -1)[:, :columns]
 
 

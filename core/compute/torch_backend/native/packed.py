@@ -31,7 +31,7 @@ class PackedLinear(NativeLinear):
     """Layout "int8_row" or "int4_group", times activations in blocks of 32, each block with a scale of its own.
 
     Products are summed exactly within a block, and blocks in one order whatever else is multiplied: a row comes out the same
-    to the last bit, alone or among others. Sixteen bits are two digits in base 254, each multiplied as a row.
+    to the last bit, alone or among others. Sixteen bits are two digits in base 256, each multiplied as a row.
     """
 
     def __init__(self, role: Role, packed: Packed, memory: HugePages) -> None:

@@ -20,8 +20,9 @@ constexpr int64_t LANES = 16;
 
 #if defined(__AVX512VNNI__)
 
-constexpr int ROWS = 6;  // of activations multiplied at a time: as many as the registers hold
-constexpr int TILES = 2; // of sixteen outputs each
+constexpr int ROWS = 6;        // of activations multiplied at a time: as many as the registers hold
+constexpr int PAIRED_ROWS = 8; // where two of them are summed together
+constexpr int TILES = 2;       // of sixteen outputs each
 
 using Codes = __m512i; // unsigned bytes, four to a lane
 using Ints = __m512i;
@@ -33,6 +34,7 @@ inline Codes high_halves(Codes c) { return low_halves((Codes)((__v32hu)c >> 4));
 inline Ints ints(int32_t x) { return _mm512_set1_epi32(x); }
 inline Ints dot(Ints sum, Codes c, int32_t four) { return _mm512_dpbusd_epi32(sum, c, ints(four)); }
 inline Ints dot_small(Ints sum, Codes c, int32_t four) { return dot(sum, c, four); } // of codes below 16
+inline Ints number(Ints first, Ints second) { return (Ints)(((__v16si)first << 8) + (__v16si)second); }
 inline Floats floats(float x) { return _mm512_set1_ps(x); }
 inline Floats floats(Ints x) { return (Floats) __builtin_convertvector((__v16si)x, __v16sf); }
 inline Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
@@ -47,6 +49,7 @@ inline void store(float *to, Floats x) { _mm512_storeu_ps(to, x); }
 #else
 
 constexpr int ROWS = 3;
+constexpr int PAIRED_ROWS = 4;
 constexpr int TILES = 1;
 
 struct Codes {
@@ -90,6 +93,8 @@ inline Ints dot_small(Ints sum, Codes c, int32_t four) {
     const __m256i x = _mm256_set1_epi32(four);
     return {small_sums(sum.a, c.a, x), small_sums(sum.b, c.b, x)};
 }
+inline __m256i number(__m256i first, __m256i second) { return _mm256_add_epi32(_mm256_slli_epi32(first, 8), second); }
+inline Ints number(Ints first, Ints second) { return {number(first.a, second.a), number(first.b, second.b)}; }
 inline Floats floats(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Floats floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Floats load_floats(const float *from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }

@@ -28,7 +28,7 @@ constexpr int64_t CHUNK = 384;      // tokens held rounded at a time
 constexpr int64_t NEAR = 8192;      // bytes before the codes being read that the next ones are asked for
 constexpr int64_t FEW = 4;          // tokens that one thread rounds as soon as several would
 constexpr int64_t TASK = 1 << 17;   // bytes of codes worth a task of their own
-constexpr float SECOND = 254.f;     // steps of the second digit in one of the first
+constexpr float SECOND = 256.f;     // steps of the second digit in one of the first
 constexpr float SMALLEST = 1e-30f;  // a block with nothing larger counts as zeros
 
 // `codes`: unsigned bytes [panels, blocks, 2, STEPS, 16 outputs, 4]; in four bits two steps share a byte's halves, the earlier
@@ -105,7 +105,10 @@ void round_block(const float *x, int32_t zero, Rounded &first, Rounded *second) 
     first.unit = some ? most / 127.f : finite ? 0.f : NAN;
     first.offset = -zero * put(whole, first.digits);
     if (!second) return;
-    for (int i = 0; i < BLOCK; ++i) whole[i] = ((steps[i] - whole[i]) * SECOND + magic) - magic;
+    for (int i = 0; i < BLOCK; ++i) {
+        const float rest = ((steps[i] - whole[i]) * SECOND + magic) - magic;
+        whole[i] = rest < 127.f ? rest : 127.f; // of half a step there is one less
+    }
     second->unit = first.unit / SECOND;
     second->offset = -zero * put(whole, second->digits);
 }
@@ -140,9 +143,9 @@ struct Ahead {
 };
 
 // Of the TILES x 16 outputs that `codes` and `scales` begin with. `group`: blocks to a scale. `apart`: bytes between rows of x.
-template <int N, int BITS, bool GROUPED>
+template <int N, int BITS, bool GROUPED, int DIGITS>
 inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks, int64_t group, const Rounded *x,
-                    int64_t apart, Ahead &ahead, Floats (&sum)[N][TILES]) {
+                    int64_t apart, Ahead &ahead, Floats (&sum)[N / DIGITS][TILES]) {
     constexpr int64_t HALF = LANES * BLOCK * BITS / 8;
     Floats scale[TILES] = {};
     int64_t left = 0;
@@ -176,12 +179,14 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
             left = group;
         }
         --left;
-        for (int n = 0; n < N; ++n)
+        for (int n = 0; n < N; n += DIGITS) {
+            const int last = n + DIGITS - 1;
             for (int t = 0; t < TILES; ++t) {
-                Floats part = floats(dots[n][t]);
+                Floats part = floats(DIGITS == 1 ? dots[n][t] : number(dots[n][t], dots[last][t]));
                 if (GROUPED) part = mul(part, scale[t]);
-                sum[n][t] = mul_add(part, floats(row(x, apart, n).unit), sum[n][t]);
+                sum[n / DIGITS][t] = mul_add(part, floats(row(x, apart, last).unit), sum[n / DIGITS][t]);
             }
+        }
     }
 }
 
@@ -200,47 +205,51 @@ void write(const float *values, int64_t number, const Out &out, int64_t token, i
 }
 
 // A panel times N rows.
-template <int N, int BITS, bool GROUPED>
+template <int N, int BITS, bool GROUPED, int DIGITS>
 void multiply(const Packed &m, int64_t panel, const Rounded *x, Ahead &ahead, const Out &out, int64_t token) {
-    alignas(64) float values[N][PANEL];
+    constexpr int TOKENS = N / DIGITS;
+    alignas(64) float values[TOKENS][PANEL];
     for (int half = 0; half < 2; half += TILES) {
         const uint8_t *codes = m.codes + panel * m.panel_bytes() + half * (m.block_bytes() / 2);
         const uint16_t *scales = nullptr;
         if (GROUPED) scales = static_cast<const uint16_t *>(m.scales) + panel * m.groups() * PANEL + half * LANES;
-        Floats sum[N][TILES];
-        for (int n = 0; n < N; ++n)
+        Floats sum[TOKENS][TILES];
+        for (int n = 0; n < TOKENS; ++n)
             for (int t = 0; t < TILES; ++t) sum[n][t] = floats(0.f);
-        product<N, BITS, GROUPED>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
+        product<N, BITS, GROUPED, DIGITS>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
         for (int t = 0; t < TILES; ++t) {
             const int64_t first = (half + t) * LANES;
             Floats scale = floats(1.f);
             if (!GROUPED) scale = load_floats(static_cast<const float *>(m.scales) + panel * PANEL + first);
-            for (int n = 0; n < N; ++n) store(values[n] + first, mul(sum[n][t], scale));
+            for (int n = 0; n < TOKENS; ++n) store(values[n] + first, mul(sum[n][t], scale));
         }
     }
     const int64_t left = m.out_features - panel * PANEL;
-    for (int n = 0; n < N; n += m.digits) {
-        for (int i = 0; m.digits == 2 && i < PANEL; ++i) values[n][i] += values[n + 1][i];
-        write(values[n], left < PANEL ? left : PANEL, out, token + n / m.digits, panel * PANEL);
-    }
+    for (int n = 0; n < TOKENS; ++n) write(values[n], left < PANEL ? left : PANEL, out, token + n, panel * PANEL);
 }
 
 using Multiply = void (*)(const Packed &, int64_t, const Rounded *, Ahead &, const Out &, int64_t);
 
-template <int BITS, bool GROUPED, int N = ROWS> Multiply of_height(int64_t rows) {
-    if constexpr (N > 1)
-        if (rows < N) return of_height<BITS, GROUPED, N - 1>(rows);
-    return multiply<N, BITS, GROUPED>;
+constexpr int most_rows(int64_t digits) { return digits == 1 ? ROWS : PAIRED_ROWS; }
+
+template <int BITS, bool GROUPED, int DIGITS, int N = most_rows(DIGITS)> Multiply of_height(int64_t rows) {
+    if constexpr (N > DIGITS)
+        if (rows < N) return of_height<BITS, GROUPED, DIGITS, N - DIGITS>(rows);
+    return multiply<N, BITS, GROUPED, DIGITS>;
+}
+
+template <int BITS, bool GROUPED> Multiply of_digits(const Packed &m, int64_t rows) {
+    return m.digits == 1 ? of_height<BITS, GROUPED, 1>(rows) : of_height<BITS, GROUPED, 2>(rows);
 }
 
 Multiply kernel(const Packed &m, int64_t rows) {
-    if (m.bits == 8) return of_height<8, false>(rows);
-    return m.group ? of_height<4, true>(rows) : of_height<4, false>(rows);
+    if (m.bits == 8) return of_digits<8, false>(m, rows);
+    return m.group ? of_digits<4, true>(m, rows) : of_digits<4, false>(m, rows);
 }
 
 // Tokens fall into tiles of nearly the same height. While they are multiplied by a panel, the next one comes nearer.
 void some_panels(const Packed &m, const void *prepared, int64_t tokens, int64_t first, int64_t last, const Out &out) {
-    const int64_t most = ROWS / m.digits, tiles = (tokens + most - 1) / most;
+    const int64_t most = most_rows(m.digits) / m.digits, tiles = (tokens + most - 1) / most;
     const int64_t lines = (m.block_bytes() / 64 + tiles - 1) / tiles;
     Ahead ahead{m.codes + first * m.panel_bytes() + (tiles == 1 ? NEAR : m.panel_bytes()), m.codes + last * m.panel_bytes(), lines};
     for (int64_t panel = first; panel < last; ++panel) {
