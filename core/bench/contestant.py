@@ -6,16 +6,19 @@ A child waits on its standard input while the other one computes, so that the tw
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 Prompt = list[int]
+COMPUTED = "a step's operations are computed by "
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,32 @@ class Contestant(ABC):
         """The log-probabilities of the likeliest tokens that could follow each prompt."""
 
 
+@contextmanager
+def heard(name: str) -> Iterator[list[str]]:
+    """What is logged meanwhile under this name: how a backend says which of its kernels compute."""
+    said: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger(name)
+    handler.emit = lambda record: said.append(record.getMessage().removeprefix(COMPUTED))  # type: ignore[method-assign]
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 class Dovetail(Contestant):
     def __init__(self, argv: list[str]) -> None:
         from core.compose import compose
         from core.compose.build import build_engine, fetched
 
         plan = compose(argv)
-        self._engine = build_engine(fetched(plan))
+        with heard("dovetail.compute") as said:
+            self._engine = build_engine(fetched(plan))
         self._runs = 0
-        self.versions = {"composed of": " ".join(plan.plugins)}
+        self.versions = {"composed of": " ".join(plan.plugins), "kernels": "; ".join(said)}
 
     def _run(self, prompts: Sequence[Prompt], length: int, logprobs: int | None = None) -> tuple[Generated, list[Any]]:
         from core.interfaces.request import Request, SamplingParams

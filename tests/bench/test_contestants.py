@@ -31,6 +31,10 @@ def test_they_agree(report):
     assert report.agreement.most_apart < 1e-4
 
 
+def test_what_computes_is_told(report):
+    assert report.versions[OURS]["kernels"].startswith(("native kernels: ", "plain torch"))
+
+
 def test_everything_is_measured(report):
     assert [row.name for row in report.rows] == ["decode, batch 1", "decode, batch 3", "prefill of 40", "start", "peak memory"]
     for row in report.rows:
