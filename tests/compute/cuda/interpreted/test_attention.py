@@ -61,7 +61,7 @@ class Sequences:
 def test_prompts_prefixes_and_decodes(dtype, page_size, heads, kv_heads, head_dim):
     spec = tiny_spec(num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
     sequences = Sequences(spec, dtype, page_size)
-    sequences.run({0: 141, 1: 3, 2: 20})
+    sequences.run({0: 75, 1: 3, 2: 20})
     sequences.run({0: 1, 1: 1})
     sequences.run({1: 1, 2: 1, 0: 9, 3: 1})
 
@@ -70,7 +70,7 @@ def test_the_longest_context_is_divided_among_programs_and_the_order_they_end_in
     assert splits_of(2, 1000, 24) == 8
     spec = tiny_spec(num_layers=1)
     sequences = Sequences(spec, torch.float32, 16)
-    sequences.run({0: 399, 1: 130})
+    sequences.run({0: 290, 1: 130})
     sequences.run({0: 1, 1: 1})
     assert not sequences.attention._arrivals.any(), "the counters are zero again"
 

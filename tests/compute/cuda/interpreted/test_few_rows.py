@@ -36,7 +36,7 @@ def check(got, expected, dtype=None):
 
 
 IDS = ("one", "sums", "dot")
-WAYS = [Tiling(1, 4, 128, dot=False), Tiling(4, 2, 32, dot=False), Tiling(16, 16, 32, dot=True)]
+WAYS = [Tiling(1, 16, 128, dot=False), Tiling(4, 16, 32, dot=False), Tiling(16, 16, 32, dot=True)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
