@@ -251,7 +251,8 @@ Multiply kernel(const Packed &m, int64_t rows) {
 void some_panels(const Packed &m, const void *prepared, int64_t tokens, int64_t first, int64_t last, const Out &out) {
     const int64_t most = most_rows(m.digits) / m.digits, tiles = (tokens + most - 1) / most;
     const int64_t lines = (m.block_bytes() / 64 + tiles - 1) / tiles;
-    Ahead ahead{m.codes + first * m.panel_bytes() + (tiles == 1 ? NEAR : m.panel_bytes()), m.codes + last * m.panel_bytes(), lines};
+    const uint8_t *codes = m.codes + first * m.panel_bytes();
+    Ahead ahead{codes + (tiles == 1 ? NEAR : m.panel_bytes()), m.codes + last * m.panel_bytes(), lines};
     for (int64_t panel = first; panel < last; ++panel) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = tokens * tile / tiles, rows = (tokens * (tile + 1) / tiles - token) * m.digits;
