@@ -12,7 +12,7 @@ from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from core.compose import compose
 from core.compose.build import load_decoder
-from core.compute.torch_backend.backend import TorchBackend
+from core.compute.torch_backend.kernels import on_cpu
 from core.interfaces.compute import SamplingRows, StepBatch
 from core.models.sources import fetch
 from core.plugin_manager import PluginManager
@@ -167,9 +167,10 @@ def case(request, tmp_path_factory):
 
 
 @pytest.mark.timeout(900)
-def test_logits(case):
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+def test_logits(case, kernels):
     plan = compose(["--model", case.model, "--dtype", "float32", "--max-model-len", "256", "--block-size", "16"], env={})
-    decoder = load_decoder(plan, TorchBackend("cpu", "float32"), PluginManager.load_only(plan.plugins))
+    decoder = load_decoder(plan, on_cpu(kernels, "float32", 0), PluginManager.load_only(plan.plugins))
     kv = decoder.backend.kv_cache(decoder.spec, 16, 16)
     for prompt, expected in zip(case.prompts, case.logits, strict=True):
         step = decoder.backend.upload(one_prompt(prompt, 16), decoder.spec, kv)
