@@ -168,9 +168,7 @@ def test_what_was_saved_in_such_a_format_is_refused():
 def test_saved_rows_that_share_a_scale_are_refused_where_ranks_would_part_them():
     name = WeightName("gate_up", 0)
     whole = BlockInt8(ALL).pack(np.concatenate(random_weights(tiny_spec())[name].parts))
-    with pytest.raises(
-        UserError, match="saved packed as fake_block_int8, which cannot be cut"
-    ):
+    with pytest.raises(UserError, match="saved packed as fake_block_int8, which cannot be cut"):
         list(Shard(tiny_spec(), 1, 2).weights([Weight(name, (), packed=whole)], BlockInt8(ALL)))
 
 

@@ -26,10 +26,10 @@ def test_ways_to_say_it():
     assert plan.sections["cache_prefix"] == {"cache_outputs": False, "swap_space": 0.0}
 
 
-@pytest.mark.parametrize("flags", [["--enable-output-caching"], ["--swap-space", "50"]])
-def test_its_settings_without_prefix_caching_are_refused(flags):
-    with pytest.raises(UserError, match="settings are given for cache_prefix, which is installed but not chosen"):
-        compose(["--model", "random:tiny", *flags], env={})
+def test_swap_space_without_prefix_caching_is_refused_and_what_changes_nothing_is_not():
+    with pytest.raises(UserError, match="swap_space is 50 GiB for pages that prefix caching gives up, and prefixes are not"):
+        compose(["--model", "random:tiny", "--swap-space", "50"], env={})
+    assert compose(["--model", "random:tiny", "--enable-output-caching"], env={}).chosen("cache_policy").name == "private"
 
 
 def test_more_swap_space_than_the_host_has_is_a_warning_that_names_the_bound():

@@ -293,7 +293,7 @@ class TestFp8(testing.QuantizerContract):
         return made("quant_fp8", "quantizer", "block_wise_fp8")
 
     def error_bound(self, weight):
-        """Half of a step: an eighth of the power of two below the weight, or where those are small 2**-9 of the block's scale."""
+        """Half of a step: an eighth of the power of two below the weight, or for small ones 2**-9 of the block's scale."""
         rows, columns = weight.shape
         size = np.abs(weight.astype(np.float64))
         filled = np.pad(size, ((0, -rows % 128), (0, -columns % 128)))

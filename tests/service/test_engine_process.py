@@ -69,12 +69,20 @@ def test_tokens_of_a_request_arrive_in_order_and_end():
         assert asyncio.run(run()) == ([11, 12, 13, 14], "length")
 
 
-def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(tmp_path):
+def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(tmp_path, monkeypatch):
+    modes = []
+
+    def starting(*args, **kwargs):
+        [folder] = tmp_path.glob("dovetail-*")
+        modes.append((folder.stat().st_mode & 0o777, sorted(each.name for each in folder.iterdir())))
+        return Popen(*args, **kwargs)
+
+    Popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", starting)
     client = EngineClient(fake_engine.build, Setup(build="block"))
     client.start()
-    [folder] = tmp_path.glob("dovetail-*")
-    assert folder.stat().st_mode & 0o777 == 0o700
     client.close()
+    assert modes == [(0o700, ["from_engine", "to_engine"])]
     with engine():
         assert list(tmp_path.glob("dovetail-*")) == []
 
