@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -69,22 +70,28 @@ def test_tokens_of_a_request_arrive_in_order_and_end():
         assert asyncio.run(run()) == ([11, 12, 13, 14], "length")
 
 
-def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(tmp_path, monkeypatch):
-    modes = []
+def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(monkeypatch):
+    """The folder is elsewhere where the usual one's name is too long for a socket's."""
+    folders, modes = [], []
+    make, start = tempfile.mkdtemp, subprocess.Popen
+
+    def making(*args, **kwargs):
+        folders.append(Path(make(*args, **kwargs)))
+        return str(folders[-1])
 
     def starting(*args, **kwargs):
-        [folder] = tmp_path.glob("dovetail-*")
-        modes.append((folder.stat().st_mode & 0o777, sorted(each.name for each in folder.iterdir())))
-        return Popen(*args, **kwargs)
+        modes.append((folders[-1].stat().st_mode & 0o777, sorted(each.name for each in folders[-1].iterdir())))
+        return start(*args, **kwargs)
 
-    Popen = subprocess.Popen
+    monkeypatch.setattr(tempfile, "mkdtemp", making)
     monkeypatch.setattr(subprocess, "Popen", starting)
     client = EngineClient(fake_engine.build, Setup(build="block"))
     client.start()
     client.close()
     assert modes == [(0o700, ["from_engine", "to_engine"])]
     with engine():
-        assert list(tmp_path.glob("dovetail-*")) == []
+        assert not any(folder.exists() for folder in folders)
+    assert len(folders) >= 2
 
 
 def test_a_hundred_requests_at_once_each_get_their_own_tokens():
