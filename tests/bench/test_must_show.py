@@ -8,7 +8,7 @@ from core.bench.offline import Options, run
 @pytest.mark.perf
 @pytest.mark.timeout(900)
 def test_decode_is_half_as_fast_again_and_prefill_no_slower():
-    report = run(Options(model="random:ernie-4.5-0.3b", dtype="bfloat16", threads=2, repeat=3, against=True))
+    report = run(Options(model="random:ernie-4.5-0.3b", dtype="bfloat16", threads=2, repeat=2, against=True))
     assert report.agreement.same_first[0] >= 3
     assert report.agreement.most_apart < 0.25
     ratios = {row.name: row.ratio for row in report.rows}

@@ -69,6 +69,7 @@ def test_logprobs_n_and_stop(client):
 
 
 @pytest.mark.demo
+@pytest.mark.perf
 def test_ready_within_15_seconds_when_the_model_is_cached(demo):
     began = time.monotonic()
     with serving() as server:

@@ -94,6 +94,7 @@ def speedup(client, enough, between):
 
 
 @pytest.mark.demo
+@pytest.mark.perf
 def test_time_to_first_token_of_a_known_prompt():
     with warm() as (server, client):
         assert speedup(client, 5, between=False) >= 5
@@ -105,6 +106,7 @@ def test_time_to_first_token_of_a_known_prompt():
 
 
 @pytest.mark.demo
+@pytest.mark.perf
 def test_time_to_first_token_after_being_swapped_out_and_in():
     with warm("--num-gpu-blocks-override", "20", "--swap-space", "1") as (_, client):  # pages for one tale
         assert speedup(client, 2, between=True) >= 2

@@ -107,6 +107,8 @@ class NativeBackend(TorchBackend):
         return self.gathered(out)
 
     def _normed(self, hidden: Tensor, norm: Norm) -> Tensor:
+        if not self._bfloat16:
+            return norm(hidden)  # as near to the exact value, but rounded as transformers rounds it
         out = torch.empty_like(hidden)
         sizes = hidden.shape[0], hidden.shape[1]
         self._rms_norm(self._bfloat16, hidden.data_ptr(), norm.weight.data_ptr(), norm.eps, *sizes, out.data_ptr())
