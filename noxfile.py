@@ -31,7 +31,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", "-m", "not gpu", *session.posargs)
         return
-    alone = "perf or soak"
+    alone = "perf or soak or heavy"
     beside = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
     session.run("pytest", "-m", f"not (gpu or {alone})", *beside, env={"OMP_NUM_THREADS": "1"})
     session.run("pytest", "-m", f"({alone}) and not gpu")

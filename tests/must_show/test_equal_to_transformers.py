@@ -146,7 +146,9 @@ def theirs(weights, spec):
     return state
 
 
-@pytest.fixture(scope="module", params=["pt", "paddle", "llama", pytest.param("demo", marks=pytest.mark.demo)])
+@pytest.fixture(
+    scope="module", params=["pt", "paddle", "llama", pytest.param("demo", marks=[pytest.mark.demo, pytest.mark.heavy])]
+)
 def case(request, tmp_path_factory):
     folder = Path(tmp_path_factory.mktemp(request.param))
     if request.param == "demo":
