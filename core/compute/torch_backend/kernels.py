@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -19,18 +20,27 @@ OVERLAPS = (9, 0)  # can place a kernel's programs while the kernel before ends
 
 def on_cpu(kernels: str, dtype: DType, threads: int) -> TorchBackend:
     """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
+    return _chosen(kernels, lambda: native_on_cpu(dtype, threads), lambda: TorchBackend("cpu", dtype, threads))
+
+
+def on_cuda(kernels: str, device: str, dtype: DType) -> TorchBackend:
+    """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
+    return _chosen(kernels, lambda: triton_on_cuda(device, dtype), lambda: TorchBackend(device, dtype))
+
+
+def _chosen(kernels: str, native: Callable[[], TorchBackend], plain: Callable[[], TorchBackend]) -> TorchBackend:
     if kernels == "reference":
         log.info("a step's operations are computed by plain torch, as asked for")
-        return TorchBackend("cpu", dtype, threads)
+        return plain()
     try:
-        return native_on_cpu(dtype, threads)
+        return native()
     except NotBuiltError as error:
         if kernels == "native":
             raise UserError.of(
                 f"the native kernels cannot be had: {error}", "backend_torch.kernels", "--torch-kernels auto, for plain torch"
             ) from error
         log.warning("a step's operations are computed by plain torch, which is slower: %s", error)
-        return TorchBackend("cpu", dtype, threads)
+        return plain()
 
 
 def native_on_cpu(dtype: DType, threads: int) -> TorchBackend:
@@ -45,22 +55,6 @@ def native_on_cpu(dtype: DType, threads: int) -> TorchBackend:
     check(backend)
     log.info("a step's operations are computed by native kernels: %s", library.instructions())
     return backend
-
-
-def on_cuda(kernels: str, device: str, dtype: DType) -> TorchBackend:
-    """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
-    if kernels == "reference":
-        log.info("a step's operations are computed by plain torch, as asked for")
-        return TorchBackend(device, dtype)
-    try:
-        return triton_on_cuda(device, dtype)
-    except NotBuiltError as error:
-        if kernels == "native":
-            raise UserError.of(
-                f"the native kernels cannot be had: {error}", "backend_torch.kernels", "--torch-kernels auto, for plain torch"
-            ) from error
-        log.warning("a step's operations are computed by plain torch, which is slower: %s", error)
-        return TorchBackend(device, dtype)
 
 
 def triton_on_cuda(device: str, dtype: DType) -> TorchBackend:
