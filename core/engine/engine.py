@@ -228,27 +228,15 @@ class Engine:
         self._generation_tokens += len(taken)
         tokens: list[int] = sampled.token_ids.tolist()
         sequences = rows.at(taken)
-        penalized = np.flatnonzero(rows.penalized[taken]).tolist()
-        for index in penalized:
-            seen = sequences[index].seen
-            assert seen is not None
-            seen.add(tokens[index])
         events = [
             TokenEvent(sequence.request_id, [token], None, None, None, sequence.num_cached)
             for sequence, token in zip(sequences, tokens, strict=True)
         ]
-        # Nearly all rows are done here. What follows is for those that may end and those that want log-probabilities.
+        # Nearly all rows are done here. What follows is for those that may end, and those of which more is to be noted.
         ending = (rows.stop_uses[sampled.token_ids] > 0) | (lengths >= rows.limit[taken])
-        reporting = rows.logprobs[taken] >= 0
-        for index in np.flatnonzero(ending | reporting | rows.guided[taken]).tolist():
-            sequence, token = sequences[index], tokens[index]
-            logprobs = _logprobs(sampled, index, int(rows.logprobs[sequence.row])) if reporting[index] else None
-            reason, stop_token, error = self._verdict(sequence, token, int(lengths[index]))
-            if reason is not None:
-                self._scheduler.remove(sequence)
-                events[index] = self._end(sequence, reason, [token], stop_token, logprobs, error)
-            else:
-                events[index] = TokenEvent(sequence.request_id, [token], None, None, logprobs, sequence.num_cached)
+        noting = rows.penalized[taken] | rows.guided[taken] | (rows.logprobs[taken] >= 0)
+        for index in np.flatnonzero(ending | noting).tolist():
+            events[index] = self._gained(sequences[index], int(lengths[index]) - 1, range(index, index + 1), sampled)
         return events
 
     def _commit_drafted(self, step: Step, drafted: Ints, sampled: Sampled) -> list[TokenEvent]:
@@ -264,11 +252,13 @@ class Engine:
             rows.tokens[row, length : length + len(gain)] = sampled.token_ids[gain]
             rows.length[row] = length + len(gain)
         self.blocks.note_filled(step.rows, step.before, after)
-        return [
+        events = [
             self._gained(sequence, length, gain, sampled)
             for sequence, length, gain in zip(sequences, lengths, gains, strict=True)
             if len(gain)
         ]
+        self._generation_tokens += sum(len(event.token_ids) for event in events)
+        return events
 
     def _gained(self, sequence: Sequence, length: int, gain: range, sampled: Sampled) -> TokenEvent:
         """What a sequence of ``length`` tokens has to say of those it gained, up to the one that ends it."""
@@ -277,7 +267,6 @@ class Engine:
         logprobs: list[TokenLogprobs] | None = [] if wanted >= 0 else None
         for index in gain:
             tokens.append(int(sampled.token_ids[index]))
-            self._generation_tokens += 1
             if sequence.seen is not None:
                 sequence.seen.add(tokens[-1])
             if logprobs is not None:
