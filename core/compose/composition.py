@@ -6,23 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.compose.automatic import prefer_splitting, ranks_of, resolve_machine, resolve_sizes
-from core.compose.choose import Selection, select, splitting_schedulers
+from core.compose.choose import Selection, select
 from core.compose.configuration import Configuration, read
 from core.compose.facts import Facts
 from core.compose.find_model import Found, find_model
 from core.compose.first_pass import FirstPass
-from core.compose.gather import gather_facts, gather_rules, idle_rules, origins_of
+from core.compose.gather import origins_of
+from core.compose.judgement import judged
 from core.compose.packed import take_packing
 from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import DeviceProbe, probe_devices
-from core.compose.rules import Violation, judge
+from core.compose.rules import Violation
 from core.compose.settings import KIND_SETTINGS
 from core.errors import Problem, UserError
 from core.models.sources import is_here
-from core.offers import OPTIONAL_KINDS, CheckpointFormatOffer, ModelOffer, Offer, RulesOffer
+from core.offers import CheckpointFormatOffer, ModelOffer, Offer, RulesOffer
 from core.plugin_manager import Offered, PluginManager
-
-UNLOADED = "section-of-an-unloaded-plugin"
 
 
 @dataclass
@@ -50,33 +49,11 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
     resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection))
     prefer_splitting(resolved, configuration, selection)
 
-    def state(found: Found | None) -> tuple[Facts, list[Violation], list[Problem]]:
-        _name_choices(selection, resolved.settings)
-        facts, mistakes = gather_facts(configuration, selection, resolved, probe, found)
-        rules, more = gather_rules(selection, found, facts)
-        idle = _idle_violations(facts, manager)
-        early: set[str] = set()
-        if found is None and selection.origins.get("scheduler") == "default":  # one that splits prompts might still be chosen
-            early = {each.plugin for each in splitting_schedulers(manager)}
-        told = {*early, *(plugin for plugin, violations in idle.items() if violations)}
-        return (
-            facts,
-            [
-                *(each for plugin, violations in idle.items() if plugin not in early for each in violations),
-                *(
-                    each
-                    for each in judge(facts, rules)
-                    if each.id != UNLOADED or not told.issuperset(facts["sections.unloaded"])
-                ),
-            ],
-            [*mistakes, *more],
-        )
-
-    facts, violations, mistakes = state(None)
+    judgement = judged(configuration, selection, resolved, probe, None)
     found: Found | None = None
     overruled: list[Problem] = []
-    wrong = bool(problems) or bool(mistakes) or any(each.rule.severity == "error" for each in violations)
-    if not wrong or is_here(resolved.settings["model"]):  # what is refused anyway is not worth a download
+    refused = bool(problems) or judgement.refuses
+    if not refused or is_here(resolved.settings["model"]):  # what is refused anyway is not worth a download
         try:
             found = find_model(configuration, selection, resolved)
             if found.packing is not None:
@@ -85,10 +62,11 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:
         resolve_sizes(resolved, configuration, selection, found.spec, probe)
-        facts, violations, mistakes = state(found)
+        judgement = judged(configuration, selection, resolved, probe, found)
     sections, more = _sections(configuration, selection, manager)
-    problems += [*mistakes, *more, *(each.problem() for each in violations if each.rule.severity == "error")]
-    composition = Composition(selection, facts, list(dict.fromkeys(problems)), None, violations)
+    violations = judgement.violations
+    problems += [*judgement.mistakes, *more, *(each.problem() for each in violations if each.rule.severity == "error")]
+    composition = Composition(selection, judgement.facts, list(dict.fromkeys(problems)), None, violations)
     if not composition.problems and found is not None:
         warnings = [_broken(plugin) for plugin in manager.plugins if plugin.state == "broken"]
         warnings += [_idle(name, configuration) for name in selection.named if not _is_used(name, selection, found, manager)]
@@ -99,7 +77,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             sections=sections,
             origins=origins_of(configuration, selection, resolved),
             choices=_choices(selection, found),
-            facts=dict(facts),
+            facts=dict(judgement.facts),
             model=found.folder,
             spec=found.spec,
             config=found.config,
@@ -108,20 +86,6 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             packing=found.packing,
         )
     return composition
-
-
-def _idle_violations(facts: Facts, manager: PluginManager) -> dict[str, list[Violation]]:
-    rules = idle_rules(manager, facts["sections.unloaded"])
-    return {plugin: judge(facts, of_plugin) for plugin, of_plugin in rules.items()}
-
-
-def _name_choices(selection: Selection, settings: dict[str, Any]) -> None:
-    """Where a setting said "auto", it now says what was chosen."""
-    for kind, setting in KIND_SETTINGS.items():
-        if kind in selection.offers:
-            settings[setting] = selection.offers[kind].name
-        elif kind in OPTIONAL_KINDS:
-            settings[setting] = "none"
 
 
 # --- what the plan is made of -------------------------------------------------------------------------------------------
