@@ -22,6 +22,8 @@ class Step:
     before: Ints  # [S], computed tokens when the step began
     sampled: Ints  # [R] rows; one with drafts stands once for each of them and once more, in a row
     batch: StepBatch
+    served: Ints  # [S], and [R]: ``Rows.served`` when the step was built; a row that says otherwise later is another's
+    served_sampled: Ints
     drafted: Ints | None = None  # [S] of the counts, tokens that are drafts, behind all that is known; None: nobody's are
 
 
@@ -56,7 +58,7 @@ def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int, drafted:
         num_decodes=num_decodes,
         sampling=sampling_rows(state, sampled, places),
     )
-    return Step(rows, counts, before, sampled, batch, drafted)
+    return Step(rows, counts, before, sampled, batch, state.served[rows], state.served[sampled], drafted)
 
 
 def sampling_rows(state: Rows, rows: Ints, places: Ints | None = None) -> SamplingRows:

@@ -19,6 +19,10 @@ class Drafting:
         self._rows = rows
         self._proposer = proposer
 
+    def wants(self, number: int) -> bool:
+        """Whether a step of so many decoding rows may have drafts."""
+        return 0 < number <= self._proposer.most_rows
+
     def draft(self, decoding: Ints, budget: int) -> Ints:
         """How many drafts each decoding row has in this step, at most ``budget`` in all; written behind its tokens.
 
@@ -26,7 +30,7 @@ class Drafting:
         """
         rows, proposer = self._rows, self._proposer
         numbers = np.zeros(len(decoding), np.int64)
-        if not 0 < len(decoding) <= proposer.most_rows:
+        if not self.wants(len(decoding)):
             return numbers
         length = rows.length[decoding]
         room = np.minimum(rows.num_pages[decoding] * rows.page_size, rows.limit[decoding] - 1) - length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -12,11 +13,12 @@ import numpy as np
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
+from core.engine.gains import Gains
 from core.engine.guiding import Guide, Guiding
 from core.engine.penalties import Seen
-from core.engine.rows import Ints, Rows, Sequence
+from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
-from core.engine.stop import banned_tokens, stop_tokens, verdict
+from core.engine.stop import banned_tokens, stop_tokens
 from core.errors import EngineDeadError, RequestError
 from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
@@ -46,12 +48,20 @@ class EngineConfig:
     seed: int = 0
 
 
+class Launched(Protocol):
+    """A step under way."""
+
+    def wait(self) -> Sampled: ...
+
+
 class StepRunner(Protocol):
     """``core.engine.runner.Runner``, or a test's."""
 
+    ahead: bool  # whether a step is launched before the tokens of the one before have been read
+
     @property
     def replayed(self) -> int: ...
-    def run(self, batch: StepBatch) -> Sampled: ...
+    def launch(self, batch: StepBatch) -> Launched: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
 
@@ -82,18 +92,20 @@ class Engine:
         self.blocks = BlockManager(config.num_pages, cache, blocks, self._rows)
         self._guiding = None if grammars is None else Guiding(grammars)
         self._drafting = None if drafts is None else Drafting(self._rows, drafts)
-        self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._drafting)
+        self._gains = Gains(self._rows, self.blocks, self._drafting, self._end)
+        self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._land, self._drafting)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
-        self._aborted: list[TokenEvent] = []  # given out by the next step
+        self._told: list[TokenEvent] = []  # given out by the next step; between steps these are ends of aborted requests
+        self._flight: tuple[Step, Launched] | None = None  # launched, and its tokens not read
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
         self._num_added = 0
         self._finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
-        self._generation_tokens = self._steps = 0
+        self._steps = 0
         self._step_seconds = self._schedule_seconds = 0.0
 
     def add(self, request: Request) -> None:
         """:raises RequestError: for one that can never run, or (status 429) while too many wait."""
-        taken = request.request_id in self._sequences or any(event.request_id == request.request_id for event in self._aborted)
+        taken = request.request_id in self._sequences or any(event.request_id == request.request_id for event in self._told)
         if taken:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id", code="duplicate_id")
         self.limits.check(request.prompt_token_ids, request.params)
@@ -111,32 +123,28 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return False
-        self._scheduler.remove(sequence)
-        self._aborted.append(self._end(sequence, "abort"))
+        self._told.append(self._end(sequence, "abort"))
         return True
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences or self._aborted)
+        return bool(self._sequences or self._told or self._flight)
 
     def step(self) -> list[TokenEvent]:
-        """One round for everybody who can take part; what each gained."""
+        """One round for everybody who can take part.
+
+        Returns what each gained: by this round, or by the one before where the runner is ahead, which then need not wait for
+        the host. Who has ended with a token that was read late has taken part in vain once more, and nobody is told of it.
+        """
         began = perf_counter()
-        events, self._aborted = self._aborted, []
         step = self._scheduler.schedule()
-        scheduled = perf_counter()
-        if step is not None:
-            try:
-                sampled = self._runner.run(step.batch)
-            except EngineDeadError:
-                raise
-            except Exception as error:
-                log.exception("a step of %d requests failed", len(step.rows))
-                events += self._fail(step, f"{type(error).__name__}: {error}")
-            else:
-                events += self._commit(step, sampled)
+        self._schedule_seconds += perf_counter() - began
+        if step is None:
+            self._land()
+        else:
+            self._launch(step)
             self._steps += 1
-        self._schedule_seconds += scheduled - began
+        events, self._told = self._told, []
         self._step_seconds += perf_counter() - began
         return events
 
@@ -154,7 +162,7 @@ class Engine:
             requests_finished=dict(self._finished),
             prompt_tokens=self._scheduler.num_prompt_tokens,
             cached_prompt_tokens=self._scheduler.num_cached_tokens,
-            generation_tokens=self._generation_tokens,
+            generation_tokens=self._gains.num_tokens,
             preemptions=self._scheduler.num_preemptions,
             draft_tokens=0 if self._drafting is None else self._drafting.num_proposed,
             accepted_draft_tokens=0 if self._drafting is None else self._drafting.num_accepted,
@@ -166,6 +174,10 @@ class Engine:
 
     def close(self) -> None:
         """End whatever still runs and release the device."""
+        if self._flight is not None:
+            with suppress(Exception):  # whatever became of it
+                self._flight[1].wait()
+            self._flight = None
         for request_id in list(self._sequences):
             self.abort(request_id)
         self.blocks.close()
@@ -214,86 +226,48 @@ class Engine:
         words = philox(np.array([self.config.seed % 2**64], np.uint64), np.array([self._num_added], np.int64))[0]
         return int(words[0]) << 32 | int(words[1])
 
-    def _commit(self, step: Step, sampled: Sampled) -> list[TokenEvent]:
-        if step.drafted is not None:
-            return self._commit_drafted(step, step.drafted, sampled)
-        rows, taken = self._rows, step.sampled
-        after = step.before + step.counts
-        rows.computed[step.rows] = after
-        lengths = rows.length[taken]
-        rows.tokens[taken, lengths] = sampled.token_ids
-        lengths += 1
-        rows.length[taken] = lengths
-        self.blocks.note_filled(step.rows, step.before, after)
-        self._generation_tokens += len(taken)
-        tokens: list[int] = sampled.token_ids.tolist()
-        sequences = rows.at(taken)
-        events = [
-            TokenEvent(sequence.request_id, [token], None, None, None, sequence.num_cached)
-            for sequence, token in zip(sequences, tokens, strict=True)
-        ]
-        # Nearly all rows are done here. What follows is for those that may end, and those of which more is to be noted.
-        ending = (rows.stop_uses[sampled.token_ids] > 0) | (lengths >= rows.limit[taken])
-        noting = rows.penalized[taken] | rows.guided[taken] | (rows.logprobs[taken] >= 0)
-        for index in np.flatnonzero(ending | noting).tolist():
-            events[index] = self._gained(sequences[index], int(lengths[index]) - 1, range(index, index + 1), sampled)
-        return events
+    # --- one step after the other ---------------------------------------------------------------------------------------
 
-    def _commit_drafted(self, step: Step, drafted: Ints, sampled: Sampled) -> list[TokenEvent]:
-        """The same for a step of few rows, of which some may gain several tokens."""
-        rows = self._rows
-        assert self._drafting is not None
-        gains = self._drafting.right(step, sampled.token_ids)
-        after = step.before + step.counts - drafted + np.array([max(0, len(gain) - 1) for gain in gains])
-        rows.computed[step.rows] = after
-        sequences = rows.at(step.rows)
-        lengths = rows.length[step.rows].tolist()
-        for row, length, gain in zip(step.rows.tolist(), lengths, gains, strict=True):
-            rows.tokens[row, length : length + len(gain)] = sampled.token_ids[gain]
-            rows.length[row] = length + len(gain)
-        self.blocks.note_filled(step.rows, step.before, after)
-        events = [
-            self._gained(sequence, length, gain, sampled)
-            for sequence, length, gain in zip(sequences, lengths, gains, strict=True)
-            if len(gain)
-        ]
-        self._generation_tokens += sum(len(event.token_ids) for event in events)
-        return events
-
-    def _gained(self, sequence: Sequence, length: int, gain: range, sampled: Sampled) -> TokenEvent:
-        """What a sequence of ``length`` tokens has to say of those it gained, up to the one that ends it."""
-        wanted = int(self._rows.logprobs[sequence.row])
-        tokens: list[int] = []
-        logprobs: list[TokenLogprobs] | None = [] if wanted >= 0 else None
-        for index in gain:
-            tokens.append(int(sampled.token_ids[index]))
-            if sequence.seen is not None:
-                sequence.seen.add(tokens[-1])
-            if logprobs is not None:
-                logprobs += _logprobs(sampled, index, wanted)
-            reason, stop_token, error = self._verdict(sequence, tokens[-1], length + len(tokens))
-            if reason is not None:
-                self._scheduler.remove(sequence)
-                return self._end(sequence, reason, tokens, stop_token, logprobs, error)
-        return TokenEvent(sequence.request_id, tokens, None, None, logprobs, sequence.num_cached)
-
-    @staticmethod
-    def _verdict(sequence: Sequence, token: int, length: int) -> tuple[FinishReason | None, int | None, str]:
-        """Why it ends with this token, if it does; the token that stopped it; what went wrong."""
-        reason, stop_token = verdict(sequence, token, length)
-        if sequence.guide is None or reason == "stop":
-            return reason, stop_token, ""
+    def _launch(self, step: Step) -> None:
+        """Launch a step, then read the one before it, beside which it was prepared."""
         try:
-            complete = sequence.guide.accept(token)
-        except ValueError as error:
-            return "error", None, str(error)
-        return ("stop", None, "") if complete else (reason, stop_token, "")
+            launched = self._runner.launch(step.batch)
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            self._land()  # what they gained before
+            self._fail(step, error)
+        else:
+            before, self._flight = self._flight, (step, launched)
+            self._gains.expect(step)
+            if before is not None:
+                self._read(*before)
+            if not self._runner.ahead or step.drafted is not None:
+                self._land()
 
-    def _fail(self, step: Step, error: str) -> list[TokenEvent]:
-        failed = self._rows.at(step.rows)
-        for sequence in failed:
-            self._scheduler.remove(sequence)
-        return [self._end(sequence, "error", error=error) for sequence in failed]
+    def _land(self) -> bool:
+        """Read the step that is under way, so that everything is known. False when there is none."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return False
+        self._read(*flight)
+        return True
+
+    def _read(self, step: Step, launched: Launched) -> None:
+        try:
+            sampled = launched.wait()
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._told += self._gains.take(step, sampled)
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        log.error("a step of %d requests failed", len(step.rows), exc_info=error)
+        here = self._rows.served[step.rows] == step.served
+        for sequence in self._rows.at(step.rows[here]):
+            self._told.append(self._end(sequence, "error", error=f"{type(error).__name__}: {error}"))
 
     def _end(
         self,
@@ -304,22 +278,9 @@ class Engine:
         logprobs: list[TokenLogprobs] | None = None,
         error: str = "",
     ) -> TokenEvent:
-        """The last event of a sequence that has been removed from the scheduler."""
+        """Give back all that a sequence holds; its last event."""
+        self._scheduler.remove(sequence)
         del self._sequences[sequence.request_id]
         self._finished[reason] += 1
         cached = max(0, sequence.num_cached)
         return TokenEvent(sequence.request_id, token_ids or [], reason, stop_token, logprobs, cached, error)
-
-
-def _logprobs(sampled: Sampled, index: int, wanted: int) -> list[TokenLogprobs]:
-    """One row's entry; ``wanted`` of the likeliest tokens, though another row may have asked for more."""
-    if sampled.logprobs is None or sampled.ranks is None or sampled.top_ids is None or sampled.top_logprobs is None:
-        raise RuntimeError("a row asked for log-probabilities and the runner brought none")
-    return [
-        TokenLogprobs(
-            float(sampled.logprobs[index]),
-            int(sampled.ranks[index]),
-            sampled.top_ids[index, :wanted].tolist(),
-            sampled.top_logprobs[index, :wanted].tolist(),
-        )
-    ]

@@ -260,11 +260,16 @@ class SplitRunner(Runner):
         super().__init__(decoder, kv, sampler, graph)
         self._others = others
 
-    def launch(self, batch: StepBatch) -> Array:
+    @property
+    def ahead(self) -> bool:
+        """The others are sent every token: none of them samples."""
+        return False
+
+    def forward(self, batch: StepBatch) -> Array:
         with _uninterrupted():
             self._others.tell(replace(batch, sampling=NOT_SAMPLED))
             try:
-                return super().launch(batch)
+                return super().forward(batch)
             except Exception as error:
                 raise self._others.lost(error) from error
 

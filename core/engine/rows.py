@@ -50,8 +50,10 @@ class Sequence:
 class Rows:
     """``length`` counts known tokens, ``computed`` those whose K and V are in the cache. A free row has 0 for both.
 
-    So ``length - computed`` says what a row wants: 0 it is free, 1 it decodes, more: its prompt is being computed.
-    ``held`` rows wait for copies of pages that were found for them and want nothing until then.
+    The last token of a row may be one that a step under way will give: it is known to be there, not which it is.
+    ``wanted`` is how many tokens a row wants to compute: 1 it decodes, more: its prompt is being computed.
+    ``held`` rows wait for copies of pages that were found for them and want nothing until then; a row at its ``limit`` wants
+    nothing more, and leaves when its last token is known. ``served`` counts who has left a row: a step can tell who is gone.
     """
 
     def __init__(self, number: int, max_len: int, page_size: int, vocab: int) -> None:
@@ -64,6 +66,7 @@ class Rows:
         self.most_pages: Ints = np.zeros(number, np.int64)  # what it will hold when it reaches its limit
         self.length: Ints = np.zeros(number, np.int64)
         self.computed: Ints = np.zeros(number, np.int64)
+        self.served: Ints = np.zeros(number, np.int64)
         self.held: NDArray[np.bool_] = np.zeros(number, np.bool_)
         self.limit: Ints = np.zeros(number, np.int64)
         self.min_length: Ints = np.zeros(number, np.int64)
@@ -92,6 +95,10 @@ class Rows:
     @property
     def num_used(self) -> int:
         return self.number - len(self._free)
+
+    @property
+    def wanted(self) -> Ints:
+        return np.where(self.held | (self.length >= self.limit), 0, self.length - self.computed)
 
     def placed(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence is not None]
@@ -136,6 +143,7 @@ class Rows:
         sequence.row = -1
         self.length[row] = self.computed[row] = 0
         self.held[row] = False
+        self.served[row] += 1
         self.stop_uses[sequence.stop_ids] -= 1
         self.sequences[row] = None
         self._free.append(row)

@@ -1,8 +1,10 @@
-"""Runs one step: arrays in, sampled tokens out. Everything between stays on the backend's device."""
+"""Runs steps: arrays in, sampled tokens out. Everything between stays on the backend's device."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,19 @@ from core.models.decoder import Decoder
 log = logging.getLogger("dovetail.engine")
 
 
+class Launched:
+    """A step under way: its tokens can be waited for."""
+
+    def __init__(self, sampled: Callable[[], Sampled], alive: Callable[[], AbstractContextManager[None]]) -> None:
+        self._sampled = sampled
+        self._alive = alive
+
+    def wait(self) -> Sampled:
+        """:raises EngineDeadError: as ``Runner.launch`` does."""
+        with self._alive():
+            return self._sampled()
+
+
 class Runner:
     def __init__(self, decoder: Decoder, kv: KVCache, sampler: Sampler, graph: GraphBackend) -> None:
         self._decoder = decoder
@@ -23,6 +38,8 @@ class Runner:
         self._kv = kv
         self._sampler = sampler
         self._graph = graph
+
+        self._tokens: Array = None  # of the step launched last
 
         def forward(step: Any) -> Array:
             return decoder.forward(step, kv)
@@ -37,22 +54,27 @@ class Runner:
     def replayed(self) -> int:
         return self._graph.replayed
 
-    def run(self, batch: StepBatch) -> Sampled:
-        """:raises EngineDeadError: when the device is lost; any other exception concerns this step alone."""
-        try:
-            return self._run(batch)
-        except Exception as error:
-            try:
-                self._backend.memory()
-            except Exception as lost:
-                raise EngineDeadError(f"the device {self._backend.device} no longer answers: {lost}") from error
-            raise
+    @property
+    def ahead(self) -> bool:
+        return self._backend.ahead
 
-    def _run(self, batch: StepBatch) -> Sampled:
+    def launch(self, batch: StepBatch) -> Launched:
+        """:raises EngineDeadError: when the device is lost; any other exception concerns this step alone."""
+        with self._alive():
+            return Launched(self._launch(batch), self._alive)
+
+    def forward(self, batch: StepBatch) -> Array:
+        """As far as the logits of the rows that are sampled."""
+        step = self._backend.upload(batch, self._decoder.spec, self._kv)
+        if (batch.token_ids < 0).any():
+            self._backend.follow(step, self._tokens)
+        return self._forward(step)
+
+    def _launch(self, batch: StepBatch) -> Callable[[], Sampled]:
         backend, rows = self._backend, batch.sampling
-        logits = self.launch(batch)
+        logits = self.forward(batch)
         if not len(rows):  # every prompt of the step goes on in the next one
-            return Sampled(np.zeros(0, np.int64))
+            return lambda: Sampled(np.zeros(0, np.int64))
         most = int(rows.logprobs.max())
         raw = logits
         if most >= 0 and not (rows.all_greedy and rows.adjustment is None):
@@ -60,14 +82,20 @@ class Runner:
         if rows.adjustment is not None:
             logits = backend.adjust(logits, rows.adjustment)
         tokens = backend.argmax(logits) if rows.all_greedy else self._sampler.sample(logits, rows)
-        if most < 0:
-            return Sampled(backend.to_host(tokens))
-        chosen, ranks, top_ids, top_logprobs = (backend.to_host(part) for part in backend.logprobs(raw, tokens, most))
-        return Sampled(backend.to_host(tokens), chosen, ranks, top_ids, top_logprobs)
+        self._tokens = tokens
+        fetched = backend.fetch([tokens] if most < 0 else [tokens, *backend.logprobs(raw, tokens, most)])
+        return lambda: Sampled(*fetched())
 
-    def launch(self, batch: StepBatch) -> Array:
-        """As far as the logits of the rows that are sampled."""
-        return self._forward(self._backend.upload(batch, self._decoder.spec, self._kv))
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            try:
+                self._backend.memory()
+            except Exception as lost:
+                raise EngineDeadError(f"the device {self._backend.device} no longer answers: {lost}") from error
+            raise
 
     def check(self) -> None:
         """:raises EngineDeadError: when something it runs on is gone, found out without a step."""

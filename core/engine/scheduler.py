@@ -11,11 +11,15 @@ another, so something always finishes.
 
 A sequence whose pages were found elsewhere and are being copied is placed and held: it takes part when they have arrived, as
 one whose prompt is begun. Nobody waits for a copy, unless nothing else is to be done.
+
+A step may be made while the one before is under way, and its tokens unknown. ``land`` reads that one first, and says whether
+there was one: for steps that depend on its tokens (``_needs_host``), and where one that ends would make room.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,6 +43,7 @@ class Scheduler:
         blocks: BlockManager,
         policy: SchedulingPolicy,
         max_num_batched_tokens: int,
+        land: Callable[[], bool],
         drafting: Drafting | None = None,
     ) -> None:
         self.waiting: list[Sequence] = []  # sorted by key
@@ -48,6 +53,7 @@ class Scheduler:
         self._rows = rows
         self._blocks = blocks
         self._policy = policy
+        self._land = land
         self._budget = max_num_batched_tokens
         self._drafting = drafting
         self._arriving: dict[str, tuple[Sequence, tuple[Copying, ...]]] = {}  # held sequences, by request id
@@ -71,8 +77,11 @@ class Scheduler:
         rows = self._rows
         self._release_arrived()
         self._grow_decoding()
-        wanted = np.where(rows.held, 0, rows.length - rows.computed)
-        decoding, drafted = self._drafted(np.flatnonzero(wanted == 1))
+        wanted = rows.wanted
+        decoding = np.flatnonzero(wanted == 1)
+        if self._needs_host(decoding) and self._land():
+            return self.schedule()
+        decoding, drafted = self._drafted(decoding)
         left = self._budget - len(decoding) - (0 if drafted is None else int(drafted.sum()))
         budget = StepBudget(total=self._budget, left=left, num_decodes=len(decoding))
         begun = sorted(rows.at(np.flatnonzero(wanted > 1)), key=_key)
@@ -80,6 +89,8 @@ class Scheduler:
             return self._step(decoding, [], drafted) if len(decoding) else None
         granted = self._prompts(begun, budget)
         if not granted and not len(decoding):
+            if self._land():
+                return self.schedule()
             if not self._arriving:
                 # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
                 granted = self._prompts(begun[:1], budget, insist=True)
@@ -94,6 +105,16 @@ class Scheduler:
                     f"{self._blocks.num_available} of {self._blocks.pool.total} are free or reclaimable"
                 )
         return self._step(decoding, granted, drafted)
+
+    def _needs_host(self, decoding: Ints) -> bool:
+        """Whether what these rows compute next, or what may come of it, depends on tokens that a step under way will give.
+
+        The last token itself is put in its place by the device. But penalties count tokens, the mask of a grammar follows from
+        them, and so do drafts: these steps are prepared when every token is known.
+        """
+        rows = self._rows
+        drafts = self._drafting is not None and self._drafting.wants(len(decoding))
+        return drafts or bool((rows.penalized[decoding] | rows.guided[decoding]).any())
 
     def _drafted(self, decoding: Ints) -> tuple[Ints, Ints | None]:
         """Decoding rows, those with drafts last, and the number of each one's; None when nobody has any."""
@@ -169,7 +190,7 @@ class Scheduler:
         if not self._arriving:
             return
         rows = self._rows
-        room = self._budget - int(np.count_nonzero((rows.length - rows.computed == 1) & ~rows.held))
+        room = self._budget - int(np.count_nonzero(rows.wanted == 1))
         for name, (sequence, copies) in list(self._arriving.items()):
             if room > 0 and all(copy.done() for copy in copies):
                 del self._arriving[name]
@@ -188,9 +209,11 @@ class Scheduler:
     def _grow_decoding(self) -> None:
         """See that every decoding row has a page for its next token, at the cost of those with later keys."""
         rows = self._rows
-        full = (rows.length - rows.computed == 1) & (rows.computed == rows.num_pages * rows.page_size)
-        needy: Ints = np.flatnonzero(full)
+        needy = np.flatnonzero((rows.wanted == 1) & (rows.computed == rows.num_pages * rows.page_size))
         if not len(needy) or self._blocks.grow(needy):
+            return
+        if self._land():  # perhaps somebody has ended; and who is preempted goes with all tokens known
+            self._grow_decoding()
             return
         for sequence in rows.at(needy):
             while sequence.row >= 0 and not self._blocks.grow(np.array([sequence.row])):

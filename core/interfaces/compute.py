@@ -17,7 +17,7 @@ Shapes: T tokens in the step, S sequences, R rows to sample, V vocabulary, H hid
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,9 +91,11 @@ class SamplingRows:
 class StepBatch:
     """One step's work on host arrays. Sequences that decode one token come first: the first ``num_decodes`` of S.
 
-    Sequence s owns tokens ``query_starts[s]:query_starts[s+1]`` of T. ``slots`` says where each token's K and V go
-    (page * page_size + offset). ``context_lens[s]`` counts the cached tokens of s with this step's included. ``page_table``
-    is padded with 0 behind each sequence's own pages. ``logit_rows`` are the indices in T whose logits are wanted.
+    Sequence s owns tokens ``query_starts[s]:query_starts[s+1]`` of T. A negative token id -1 - r stands for the token that row
+    r of the step launched just before gives, and that the host may not know yet: ``ComputeBackend.follow``. ``slots`` says
+    where each token's K and V go (page * page_size + offset). ``context_lens[s]`` counts the cached tokens of s with this
+    step's included. ``page_table`` is padded with 0 behind each sequence's own pages. ``logit_rows`` are the indices in T
+    whose logits are wanted.
     """
 
     token_ids: NDArray[np.int32]  # [T]
@@ -198,6 +200,10 @@ class ComputeBackend(ABC):
     framework: str  # "torch", "paddle": samplers and graph backends say which they can work with
     device: str  # "cpu", "cuda:0"
     dtype: DType
+    ahead: bool = False
+    """Whether what is launched runs beside the host, so that it pays to launch a step before the tokens of the one before have
+    been read. A backend that says so has ``follow``, and a ``fetch`` that does not wait.
+    """
 
     def join(self, ranks: Collective, vocab: int) -> None:
         """This backend is one of several that share a model: called once, before a weight is placed.
@@ -234,6 +240,10 @@ class ComputeBackend(ABC):
     @abstractmethod
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Any:
         """The step's inputs where the operations want them; passed on to each as ``step``."""
+
+    def follow(self, step: Any, tokens: Array) -> None:
+        """Put the tokens that the step before gave into an uploaded one, where its token ids are negative; on the device."""
+        raise NotImplementedError(f"{type(self).__name__} launches no step before the tokens of the one before are known")
 
     def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> StaticStep | None:
         """A step of this shape that graph backends can record (``core.interfaces.graph``), or None: this one's cannot be.
@@ -285,6 +295,14 @@ class ComputeBackend(ABC):
     @abstractmethod
     def to_host(self, array: Array) -> NDArray[Any]:
         """Wait for the device and copy to a numpy array; bfloat16 arrives as float32."""
+
+    def fetch(self, arrays: Sequence[Array]) -> Callable[[], list[NDArray[Any]]]:
+        """Begin to bring arrays to the host, as they are when what has been launched is done. What is returned waits for them.
+
+        They may be written to by what is launched afterwards.
+        """
+        here = [self.to_host(array) for array in arrays]
+        return lambda: here
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
         """Release what a garbage collector would not."""

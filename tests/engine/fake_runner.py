@@ -6,6 +6,8 @@ through the page table. Any mistake in slots, pages, positions or order therefor
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from core.engine.engine import Engine, EngineConfig
@@ -78,10 +80,26 @@ def generate(prompt: list[int], params: SamplingParams, context: int, eos=(EOS,)
             return output, "length", reported
 
 
-class FakeRunner:
-    """Checks every batch it is given, then generates. ``fail_on`` makes the steps in which that token is computed raise."""
+class Late:
+    def __init__(self, runner: FakeRunner, sampled: Sampled, error: Exception | None) -> None:
+        self.runner, self.sampled, self.error = runner, sampled, error
 
-    def __init__(self, num_pages: int, page_size: int, budget: int) -> None:
+    def wait(self) -> Sampled:
+        self.runner.unread -= 1
+        if self.error is not None:
+            raise self.error
+        return self.sampled
+
+
+class FakeRunner:
+    """Checks every batch it is given, then generates. ``fail_on`` makes the steps in which that token is computed raise,
+    ``fail_late_on`` only when their tokens are asked for.
+
+    ``ahead``: it keeps its tokens to itself until it is asked for them, and steps may be launched meanwhile.
+    """
+
+    def __init__(self, num_pages: int, page_size: int, budget: int, ahead: bool = False) -> None:
+        self.ahead = ahead
         self.page_size = page_size
         self.budget = budget
         self.kv_tokens = np.full(num_pages * page_size, -1, np.int64)
@@ -89,6 +107,9 @@ class FakeRunner:
         self.batches: list[tuple[int, int, int]] = []  # (tokens, sequences, decodes) of each step
         self.last: StepBatch | None = None
         self.fail_on: int | None = None
+        self.fail_late_on: int | None = None
+        self.given: np.ndarray | None = None  # tokens of the step before
+        self.unread = 0
         self.lost = False
         self.closed = False
 
@@ -96,7 +117,23 @@ class FakeRunner:
     def replayed(self) -> int:
         return len(self.batches) // 2
 
-    def run(self, batch: StepBatch) -> Sampled:
+    def launch(self, batch: StepBatch) -> Late:
+        assert self.unread <= self.ahead, "a step was launched before one long before it was read"
+        sampled = self._run(replace(batch, token_ids=self._followed(batch.token_ids)))
+        late = self.fail_late_on is not None and (batch.token_ids == self.fail_late_on).any()
+        self.given = sampled.token_ids
+        self.unread += 1
+        return Late(self, sampled, ArithmeticError("bad token, found late") if late else None)
+
+    def _followed(self, token_ids: np.ndarray) -> np.ndarray:
+        unknown = token_ids < 0
+        assert not unknown.any() or self.unread, "a token stands for another that is known"
+        followed = token_ids.copy()
+        if unknown.any():
+            followed[unknown] = self.given[-1 - token_ids[unknown]]
+        return followed
+
+    def _run(self, batch: StepBatch) -> Sampled:
         self._check(batch)
         self.batches.append((batch.num_tokens, batch.num_sequences, batch.num_decodes))
         self.last = batch
@@ -244,6 +281,7 @@ def make_engine(
     blocks=None,
     drafts=None,
     copying=(),
+    ahead=False,
 ) -> Engine:
     config = EngineConfig(
         max_num_seqs=seqs,
@@ -257,7 +295,7 @@ def make_engine(
         seed=seed,
     )
     policy = policy or (WholePrompts() if budget >= context else Chunks())
-    cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget)
+    cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget, ahead)
     cache.attach_memory(FakeKV(runner, pages, page_size, *copying))
     return Engine(config, runner, policy, cache, blocks or GlobalBlocks(), drafts)
 

@@ -16,11 +16,21 @@ from prefill_chunked.chunked import ChunkedPrefill
 VOCAB = 103_424
 
 
-class NoModel:
-    """Answers at once with the same tokens."""
+class Same:
+    """Tokens that are there at once, and always the same."""
 
-    def run(self, batch: StepBatch) -> Sampled:
-        return Sampled(np.full(len(batch.sampling), 5, np.int64))
+    def __init__(self, number: int) -> None:
+        self._sampled = Sampled(np.full(number, 5, np.int64))
+
+    def wait(self) -> Sampled:
+        return self._sampled
+
+
+class NoModel:
+    ahead, replayed = True, 0
+
+    def launch(self, batch: StepBatch) -> Same:
+        return Same(len(batch.sampling))
 
     def check(self) -> None:
         pass
@@ -45,8 +55,8 @@ def measure(batch: int, steps: int, context: int = 1024, **params) -> tuple[floa
     for index in range(batch):
         prompt = [(index + i) % VOCAB for i in range(context - index % 64)]
         engine.add(Request(request_id=f"request-{index}", prompt_token_ids=prompt, params=SamplingParams(**params)))
-    while engine.stats().generation_tokens < batch or engine.stats().num_waiting:
-        engine.step()
+    while len(engine.step()) < batch:  # until all decode
+        pass
     times = np.empty(steps)
     for index in range(steps):
         began = perf_counter()

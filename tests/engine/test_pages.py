@@ -42,8 +42,9 @@ class AnyOrder(RuleBasedStateMachine):
         blocks=st.sampled_from([(None, 0), (1.0, 0), (1.0, 2), (0.75, 0), (0.75, 1), (0.5, 2)]),
         drafts=st.sampled_from([None, Prophet, lambda: Prophet(most=9, slip=2), lambda: Prophet(most_rows=2, slip=100)]),
         policy=st.sampled_from([Chunks, lambda: ChunkedPrefill(2, 1, 5), ChunkedPrefill]),
+        ahead=st.booleans(),
     )
-    def start(self, seqs, page_size, spare, budget, cache, patience, blocks, drafts, policy):
+    def start(self, seqs, page_size, spare, budget, cache, patience, blocks, drafts, policy, ahead):
         ratio, ahead = blocks
         pages = -(-CONTEXT // page_size)
         self.engine = make_engine(
@@ -57,6 +58,7 @@ class AnyOrder(RuleBasedStateMachine):
             blocks=GlobalBlocks() if ratio is None else PartitionedBlocks(ratio, ahead),
             drafts=drafts and drafts(),
             copying=(seqs, patience),
+            ahead=ahead,
         )
         self.made, self.events, self.aborted = {}, {}, set()
 

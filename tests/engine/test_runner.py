@@ -15,6 +15,8 @@ LOGITS = np.array([[0.0, 3.0, 1.0], [5.0, 4.0, 2.0]], np.float32)
 
 class Backend:
     device = "cpu"
+    ahead = True
+    late = False
 
     def __init__(self):
         self.done = []
@@ -31,6 +33,9 @@ class Backend:
 
     def static_step(self, shape, spec, kv):
         return (shape, spec, kv)
+
+    def follow(self, step, tokens):
+        self.done.append(f"follow {tokens.tolist()}")
 
     def adjust(self, logits, adjustment):
         self.done.append("adjust")
@@ -52,8 +57,13 @@ class Backend:
         ranks = (logits > logits[rows, tokens][:, None]).sum(axis=1)
         return logits[rows, tokens], ranks, order[:, :most], np.take_along_axis(logits, order[:, :most], 1)
 
-    def to_host(self, array):
-        return np.asarray(array)
+    def fetch(self, arrays):
+        def wait():
+            if self.late:
+                raise ValueError("found late")
+            return [np.asarray(array) for array in arrays]
+
+        return wait
 
     def close(self):
         self.closed = True
@@ -68,7 +78,7 @@ class Decoder:
     def forward(self, step, kv):
         batch, spec, uploaded_kv = step
         assert (spec, uploaded_kv) == ("the spec", kv)
-        if batch.token_ids[0] < 0:
+        if batch.token_ids[0] == 99:
             raise ValueError("a bad token")
         return LOGITS[: len(batch.sampling)].copy()
 
@@ -130,6 +140,10 @@ def batch(rows=2, *, greedy=True, logprobs=-1, adjusted=False, token=1):
     )
 
 
+def launched(runner, batch):
+    return runner.launch(batch).wait()
+
+
 @pytest.fixture
 def backend():
     return Backend()
@@ -146,7 +160,7 @@ def runner(backend, graph):
 
 
 def test_greedy_is_an_argmax_and_nothing_else(runner, backend, graph):
-    sampled = runner.run(batch())
+    sampled = launched(runner, batch())
     assert sampled.token_ids.tolist() == [1, 0]
     assert sampled.logprobs is None
     assert backend.done == ["argmax"]
@@ -154,7 +168,7 @@ def test_greedy_is_an_argmax_and_nothing_else(runner, backend, graph):
 
 
 def test_a_row_that_is_not_greedy_goes_through_the_sampler(runner, backend):
-    assert runner.run(batch(greedy=False)).token_ids.tolist() == [2, 2]
+    assert launched(runner, batch(greedy=False)).token_ids.tolist() == [2, 2]
     assert backend.done == []
 
 
@@ -168,7 +182,7 @@ def test_a_row_that_is_not_greedy_goes_through_the_sampler(runner, backend):
     ids=["greedy", "adjusted", "sampled"],
 )
 def test_logprobs_are_of_the_raw_logits_and_copy_them_only_when_they_would_be_lost(runner, backend, kind, tokens, done):
-    sampled = runner.run(batch(logprobs=2, **kind))
+    sampled = launched(runner, batch(logprobs=2, **kind))
     assert sampled.token_ids.tolist() == tokens
     assert sampled.logprobs.tolist() == [LOGITS[0][tokens[0]], LOGITS[1][tokens[1]]]
     assert sampled.ranks.tolist() == [sorted(-LOGITS[row]).index(-LOGITS[row][token]) for row, token in enumerate(tokens)]
@@ -178,26 +192,44 @@ def test_logprobs_are_of_the_raw_logits_and_copy_them_only_when_they_would_be_lo
 
 
 def test_adjusted_logits_are_what_is_chosen_from(runner, backend):
-    assert runner.run(batch(adjusted=True)).token_ids.tolist() == [0, 2]
+    assert launched(runner, batch(adjusted=True)).token_ids.tolist() == [0, 2]
     assert backend.done == ["adjust", "argmax"]
 
 
 def test_a_step_that_samples_nothing_still_runs(runner, backend, graph):
-    assert runner.run(batch(rows=0)).token_ids.tolist() == []
+    assert launched(runner, batch(rows=0)).token_ids.tolist() == []
     assert graph.replayed == runner.replayed == 1
     assert backend.done == []
 
 
 def test_an_error_of_the_step_passes_while_the_device_answers(runner):
     with pytest.raises(ValueError, match="a bad token"):
-        runner.run(batch(token=-1))
+        launched(runner, batch(token=99))
 
 
 def test_an_error_on_a_device_that_is_gone_is_the_end(runner, backend):
     backend.lost = True
     with pytest.raises(EngineDeadError, match="the device cpu no longer answers: driver error") as caught:
-        runner.run(batch(token=-1))
+        launched(runner, batch(token=99))
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_error_that_is_found_late_passes_too_or_is_the_end(runner, backend):
+    backend.late = True
+    steps = [runner.launch(batch()) for _ in range(2)]
+    with pytest.raises(ValueError, match="found late"):
+        steps[0].wait()
+    backend.lost = True
+    with pytest.raises(EngineDeadError, match="the device cpu no longer answers: driver error"):
+        steps[1].wait()
+
+
+def test_a_token_that_the_step_before_gives_is_put_in_its_place_by_the_backend(runner, backend):
+    runner.launch(batch())
+    runner.launch(batch(rows=1))
+    assert backend.done == ["argmax", "argmax"]
+    runner.launch(batch(token=-1))
+    assert backend.done[2:] == ["follow [1]", "argmax"]
 
 
 def test_close_closes_the_graphs_and_the_backend(runner, backend, graph):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class TorchBackend(ComputeBackend):
         """``threads``: of a CPU; 0 is one for each physical core that this process may use."""
         self.device = device
         self.dtype = dtype
+        self.ahead = device != "cpu"
         self._target = Target(torch.device(device), DTYPES[dtype])
         self._embedding: Tensor | None = None  # until a tied head has been placed
         self._ranks: Collective | None = None
@@ -126,6 +128,10 @@ class TorchBackend(ComputeBackend):
         assert isinstance(kv, PagedKV)
         return step.upload(batch, kv.page_size, kv.turns, kv.masks)
 
+    def follow(self, step: Step, tokens: Tensor) -> None:
+        ids = step.token_ids
+        ids.copy_(torch.where(ids < 0, tokens.index_select(0, (-1 - ids).clamp_(min=0)), ids))
+
     def embed(self, table: Tensor, step: Step) -> Tensor:
         if self._ranks is None:
             return functional.embedding(step.token_ids, table)
@@ -180,3 +186,19 @@ class TorchBackend(ComputeBackend):
     def to_host(self, array: Tensor) -> NDArray[Any]:
         host: NDArray[np.generic] = (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
         return host
+
+    def fetch(self, arrays: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:
+        if self._target.device.type == "cpu":
+            copies = [self.to_host(array).copy() for array in arrays]
+            return lambda: copies
+        hosts = [torch.empty(array.shape, dtype=array.dtype, pin_memory=True) for array in arrays]
+        for host, array in zip(hosts, arrays, strict=True):
+            host.copy_(array, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+        def wait() -> list[NDArray[Any]]:
+            done.synchronize()
+            return [host.numpy() for host in hosts]
+
+        return wait
