@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from core.bench.offline import THEIRS, Measured, Options, Report, run
+from core.bench.offline import run
+from core.bench.report import PEERS, Measured, Options, Report
 from core.errors import ExitCode, UserError, problem_text
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output_len=known.output_len,
         prefill=known.prefill,
         repeat=known.repeat,
-        against=known.against is not None,
+        against=known.against,
         compose=tuple(compose),
     )
     try:
@@ -37,13 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(report, Console())
     if known.json:
         Path(known.json).write_text(report.as_json() + "\n", encoding="utf-8")
+    if known.plot:
+        from core.bench.plot import draw
+
+        draw(report, Path(known.plot))
     return ExitCode.OK
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m core.bench",
-        description="Decode and prefill speed of a composition, alone or beside transformers on the same weights, "
+        description="Decode and prefill speed of a composition, alone or beside its peers on the same weights, "
         "in child processes that take turns. Flags that are not listed here go to the composition: --plugins and the like.",
         allow_abbrev=False,
     )
@@ -64,8 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat", type=_whole(1), default=default.repeat, help="repetitions after a warm-up (default: %(default)s)"
     )
-    parser.add_argument("--against", choices=(THEIRS,), help="measure this beside it, and compare what both compute")
+    parser.add_argument(
+        "--against",
+        type=_peers,
+        default=(),
+        metavar="PEER,...",
+        help=f"measure these beside it, on the same weights, and compare what they compute: {', '.join(PEERS)}",
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the speeds there (needs matplotlib)")
     return parser
 
 
@@ -83,6 +95,14 @@ def _batches(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}")
+    return names
+
+
 def show(report: Report, console: Console) -> None:
     options, machine = report.options, report.machine
     console.print(
@@ -97,22 +117,21 @@ def show(report: Report, console: Console) -> None:
     table.add_column("")
     for name in report.versions:
         table.add_column(name, justify="right")
-    if options.against:
-        table.add_column("ratio", justify="right")
+    for name in options.against:
+        table.add_column(f"to {name}", justify="right")
     for row in report.rows:
         cells = [f"{row.name}, {row.unit}", *(_cell(row.measured[name]) for name in report.versions)]
-        if row.ratio is not None:
-            cells.append(f"{row.ratio:.2f}x")
-        table.add_row(*cells)
+        table.add_row(*cells, *(f"{row.ratios[name]:.2f}x" for name in options.against))
     console.print(table)
-    if (agreement := report.agreement) is not None:
+    for name, agreement in report.agreement.items():
         same, prompts = agreement.same_first
         console.print(
-            f"greedy tokens alike until a sequence parts: {agreement.same_tokens:.1%}; "
+            f"with {name}: greedy tokens alike until a sequence parts: {agreement.same_tokens:.1%}; "
             f"same likeliest next token on {same} of {prompts} prompts; "
             f"its rivals' log-probabilities at most {agreement.most_apart:.2g} apart",
             highlight=False,
         )
+    console.print(f"neighbours in a step move a log-probability of ours by at most {report.company:.2g}", highlight=False)
 
 
 def _cell(measured: Measured) -> str:

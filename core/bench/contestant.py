@@ -162,6 +162,18 @@ class Transformers(Contestant):
         return likeliest
 
 
+def _contestant(kind: str, options: dict[str, Any]) -> Contestant:
+    match kind:
+        case "dovetail":
+            return Dovetail(**options)
+        case "transformers":
+            return Transformers(**options)
+        case _:
+            from core.bench.llama_cpp import LlamaCpp
+
+            return LlamaCpp(**options)
+
+
 def serve(kind: str, options: dict[str, Any]) -> None:
     """The child's life. Its standard output is the protocol's alone; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -171,7 +183,7 @@ def serve(kind: str, options: dict[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    contestant: Contestant = Dovetail(**options) if kind == "dovetail" else Transformers(**options)
+    contestant = _contestant(kind, options)
     answer(versions=contestant.versions)
     for line in sys.stdin:
         asked = json.loads(line)

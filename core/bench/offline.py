@@ -1,106 +1,30 @@
-"""The offline benchmark: the same prompts to one engine or to two in turn, several times, and what came of it."""
+"""The offline benchmark: the same prompts to our engine and its peers in turn, several times, and what came of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from core.bench.report import OURS, Agreement, Measured, Options, Report, Row
 from core.errors import ExitCode, Problem, UserError
 
 if TYPE_CHECKING:
     from core.compose.plan import Plan
+    from core.interfaces.model import Weight
 
-OURS, THEIRS = "dovetail", "transformers"
 TOP = 20  # how many of the likeliest tokens are compared
 COMPARED = 4  # prompts whose next token is compared
-
-
-@dataclass(frozen=True)
-class Options:
-    """``compose`` are further arguments of the server's command line, so that any composition can be measured."""
-
-    model: str = "random:ernie-4.5-0.3b"
-    dtype: str = "bfloat16"
-    threads: int = 0
-    batches: tuple[int, ...] = (1, 8)
-    input_len: int = 128
-    output_len: int = 64
-    prefill: int = 512
-    repeat: int = 3
-    against: bool = False
-    compose: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One quantity of one contestant: every repetition's value, and their median."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the report. ``more_is_better`` says how the ratio is to be read: ours over theirs, or theirs over ours."""
-
-    name: str
-    unit: str
-    measured: Mapping[str, Measured]
-    more_is_better: bool = True
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times better ours is; None when nothing was measured beside it."""
-        if THEIRS not in self.measured:
-            return None
-        ours, theirs = self.measured[OURS].median, self.measured[THEIRS].median
-        return ours / theirs if self.more_is_better else theirs / ours
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """``same_tokens``: the share of greedy tokens that are alike, counted in each sequence up to the first that differs.
-
-    ``most_apart``: the greatest difference of a log-probability among the likeliest tokens after the same prompts.
-    ``same_first``: on how many of those prompts the likeliest token is the same, of how many.
-    """
-
-    same_tokens: float
-    most_apart: float
-    same_first: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Report:
-    options: Options
-    rows: tuple[Row, ...]
-    agreement: Agreement | None
-    versions: Mapping[str, Mapping[str, str]]
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-    def row(self, name: str) -> Row:
-        return next(row for row in self.rows if row.name == name)
-
-    def as_json(self) -> str:
-        content = asdict(self)
-        for row, plain in zip(self.rows, content["rows"], strict=True):
-            plain["ratio"] = row.ratio
-            plain["median"] = {who: measured.median for who, measured in row.measured.items()}
-        return json.dumps(content, indent=1)
+LIKE = {8.0: "Q8_0", 4.0: "Q4_0"}  # what llama.cpp calls the weights of so many bits
 
 
 class Child:
@@ -163,20 +87,21 @@ def run(options: Options) -> Report:
         setups: dict[str, dict[str, Any]] = {OURS: {"argv": _argv(options)}}
         if options.against:
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="dovetail-bench-")))
-            _write(plan, folder, options.dtype)
-            setups[THEIRS] = {"folder": str(folder), "dtype": options.dtype, "threads": options.threads}
-            if plan.model.path is None:  # random weights: reading them is the same work for both, making them is not
+            setups |= {peer: _setup(peer, plan, folder, options) for peer in options.against}
+            if plan.model.path is None:  # random weights: reading them is the same work for all, making them is not
+                _write_checkpoint(plan, folder, options.dtype)
                 setups[OURS] = {"argv": _argv(options, model=str(folder))}
         children: dict[str, Child] = {}
         for name, setup in setups.items():
             children[name] = Child(name, setup, options.threads)
             opened.callback(children[name].close)
         rows, agreement = _measure(options, children, plan.spec.vocab)
+        company = _company(children[OURS], options, plan.spec.vocab)
         peaks = {name: Measured((child.ask(do="memory")["peak_bytes"] / 2**20,)) for name, child in children.items()}
     rows.append(Row("start", "s", {name: Measured((child.start_seconds,)) for name, child in children.items()}, False))
     rows.append(Row("peak memory", "MiB", peaks, False))
     versions = {name: child.versions for name, child in children.items()}
-    return Report(options, tuple(rows), agreement, versions, {**machine(), "load_before": load_before})
+    return Report(options, tuple(rows), agreement, company, versions, {**machine(), "load_before": load_before})
 
 
 def _argv(options: Options, model: str | None = None) -> list[str]:
@@ -194,24 +119,51 @@ def _argv(options: Options, model: str | None = None) -> list[str]:
     return [*argv, *options.compose]
 
 
-def _write(plan: Plan, folder: Path, dtype: str) -> None:
+def _setup(peer: str, plan: Plan, folder: Path, options: Options) -> dict[str, Any]:
+    """What a peer's process is told, after the same weights were written in a form it reads."""
+    if peer == "transformers":
+        _write_checkpoint(plan, folder, options.dtype)
+        return {"folder": str(folder), "dtype": options.dtype, "threads": options.threads}
+    if find_spec("llama_cpp") is None:
+        raise UserError.of("llama-cpp-python is not installed", "--against llama.cpp", "pip install llama-cpp-python")
+    from core.bench.gguf_checkpoint import write_gguf
+
+    file = folder / "gguf" / "model.gguf"
+    file.parent.mkdir()
+    with _weights(plan) as weights:
+        write_gguf(file, plan.spec, weights, options.dtype)
+    return {
+        "file": str(file),
+        "stored": LIKE.get(plan.facts["quantizer.bits"] or 16, ""),
+        "threads": options.threads,
+        "sequences": max(*options.batches, COMPARED),
+        "longest": max(options.input_len + options.output_len, options.prefill + 1),
+    }
+
+
+def _write_checkpoint(plan: Plan, folder: Path, dtype: str) -> None:
     from core.bench.checkpoint import write_checkpoint
+
+    if not (folder / "model.safetensors").exists():
+        with _weights(plan) as weights:
+            write_checkpoint(folder, plan.spec, weights, dtype)
+
+
+@contextmanager
+def _weights(plan: Plan) -> Iterator[Iterable[Weight]]:
     from core.compose.build import fetched, stored_weights
     from core.plugin_manager import PluginManager
 
     with stored_weights(fetched(plan), PluginManager.load_only(plan.plugins)) as weights:
-        write_checkpoint(folder, plan.spec, weights, dtype)
+        yield weights
 
 
-def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tuple[list[Row], Agreement | None]:
-    draw = random.Random(0)
-
-    def prompts(count: int, length: int) -> list[list[int]]:
-        return [[draw.randrange(vocab) for _ in range(length)] for _ in range(count)]
-
+def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tuple[list[Row], dict[str, Agreement]]:
+    prompts = Prompts(vocab)
+    peers = [name for name in children if name != OURS]
     decode: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in children} for batch in options.batches}
     prefill: dict[str, list[float]] = {name: [] for name in children}
-    alike, counted = 0, 0
+    alike, counted = dict.fromkeys(peers, 0), 0
     for repetition in range(-1, options.repeat):  # the first warms up
         order = list(children.items())[:: -1 if repetition % 2 else 1]
         for batch in options.batches:
@@ -220,10 +172,10 @@ def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tup
             if repetition >= 0:
                 for name, answer in answers.items():
                     decode[batch][name].append(answer["rest_tokens"] / answer["rest"])
-            if THEIRS in answers:
-                pairs = zip(*(answers[name]["token_ids"] for name in (OURS, THEIRS)), strict=True)
-                alike += sum(_alike(ours, theirs) for ours, theirs in pairs)
-                counted += batch * options.output_len
+            for peer in peers:
+                pairs = zip(answers[OURS]["token_ids"], answers[peer]["token_ids"], strict=True)
+                alike[peer] += sum(_alike(ours, theirs) for ours, theirs in pairs)
+            counted += batch * options.output_len
         if options.prefill:
             asked = prompts(1, options.prefill)
             answers = {name: child.ask(do="generate", prompts=asked, length=1) for name, child in order}
@@ -233,12 +185,33 @@ def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tup
     rows = [Row(f"decode, batch {batch}", "tok/s", _measured(values)) for batch, values in decode.items()]
     if options.prefill:
         rows.append(Row(f"prefill of {options.prefill}", "tok/s", _measured(prefill)))
-    if THEIRS not in children:
-        return rows, None
+    if not peers:
+        return rows, {}
     asked = prompts(COMPARED, options.input_len)
-    top = min(TOP, vocab)
-    found = [_rows(children[name].ask(do="next_token", prompts=asked, top=top)["likeliest"]) for name in (OURS, THEIRS)]
-    return rows, Agreement(alike / counted, *_apart(*found))
+    found = {name: _next(child, asked, min(TOP, vocab)) for name, child in children.items()}
+    return rows, {peer: Agreement(alike[peer] / counted, *_apart(found[OURS], found[peer])) for peer in peers}
+
+
+def _company(child: Child, options: Options, vocab: int) -> float:
+    asked, top = Prompts(vocab)(COMPARED, options.input_len), min(TOP, vocab)
+    alone = [row for prompt in asked for row in _next(child, [prompt], top)]
+    most, _ = _apart(alone, _next(child, asked, top))
+    return most
+
+
+class Prompts:
+    """Random tokens, the same in every run, and never the same twice in one."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._draw = random.Random(0)
+
+    def __call__(self, count: int, length: int) -> list[list[int]]:
+        return [[self._draw.randrange(self._vocab) for _ in range(length)] for _ in range(count)]
+
+
+def _next(child: Child, prompts: list[list[int]], top: int) -> list[dict[int, float]]:
+    return _rows(child.ask(do="next_token", prompts=prompts, top=top)["likeliest"])
 
 
 def _rows(rows: Sequence[Sequence[tuple[int, float]]]) -> list[dict[int, float]]:

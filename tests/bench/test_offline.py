@@ -6,8 +6,12 @@ from rich.console import Console
 
 from core.bench import offline
 from core.bench.command import main, show
-from core.bench.offline import OURS, THEIRS, Agreement, Child, Measured, Options, Report, Row
+from core.bench.offline import Child
+from core.bench.plot import draw
+from core.bench.report import OURS, Agreement, Measured, Options, Report, Row
 from core.errors import UserError
+
+THEIRS, OTHERS = "transformers", "llama.cpp"
 
 
 class Fake:
@@ -34,22 +38,41 @@ class Fake:
         return {"first": self.first, "rest": self.per_token * (length - 1), "rest_tokens": rest, "token_ids": rows}
 
 
-OPTIONS = Options(batches=(1, 4), input_len=3, output_len=11, prefill=0, repeat=2, against=True)
+OPTIONS = Options(batches=(1, 4), input_len=3, output_len=11, prefill=0, repeat=2, against=(THEIRS,))
 
 
 def test_speeds_and_agreement_come_of_the_answers():
     ours, theirs = Fake(0.5, 0.01), Fake(1.0, 0.04, differs_at=5)
-    options = Options(batches=(1, 4), input_len=3, output_len=10, prefill=20, repeat=3, against=True)
+    options = Options(batches=(1, 4), input_len=3, output_len=10, prefill=20, repeat=3, against=(THEIRS,))
     rows, agreement = offline._measure(options, {OURS: ours, THEIRS: theirs}, vocab=1000)
     found = {row.name: row for row in rows}
     assert list(found) == ["decode, batch 1", "decode, batch 4", "prefill of 20"]
     assert found["decode, batch 4"].measured[OURS].values == pytest.approx([400.0] * 3)
-    assert found["decode, batch 4"].ratio == pytest.approx(4.0)
+    assert found["decode, batch 4"].ratios == {THEIRS: pytest.approx(4.0)}
     assert found["prefill of 20"].measured[THEIRS].median == pytest.approx(20.0)
-    assert found["prefill of 20"].ratio == pytest.approx(2.0)
-    assert agreement.same_tokens == 0.5
-    assert agreement.same_first == (4, 4)
-    assert agreement.most_apart == pytest.approx(0.1 * 19 * 0.5)
+    assert found["prefill of 20"].ratios[THEIRS] == pytest.approx(2.0)
+    assert agreement[THEIRS].same_tokens == 0.5
+    assert agreement[THEIRS].same_first == (4, 4)
+    assert agreement[THEIRS].most_apart == pytest.approx(0.1 * 19 * 0.5)
+
+
+def test_every_peer_has_a_ratio_and_an_agreement_of_its_own():
+    children = {OURS: Fake(0.5, 0.01), THEIRS: Fake(1.0, 0.04, differs_at=0), OTHERS: Fake(1.0, 0.02)}
+    rows, agreement = offline._measure(OPTIONS, children, vocab=1000)
+    assert rows[0].ratios == {THEIRS: pytest.approx(4.0), OTHERS: pytest.approx(2.0)}
+    assert (agreement[THEIRS].same_tokens, agreement[OTHERS].same_tokens) == (0.0, 1.0)
+
+
+def test_what_neighbours_change_is_found():
+    class Moved(Fake):
+        def ask(self, **content):
+            answer = super().ask(**content)
+            if len(content["prompts"]) > 1:
+                answer["likeliest"][2][5][1] += 0.25
+            return answer
+
+    assert offline._company(Fake(1, 1), OPTIONS, vocab=50) == 0
+    assert offline._company(Moved(1, 1), OPTIONS, vocab=50) == pytest.approx(0.25)
 
 
 def test_both_are_asked_the_same_and_a_prompt_is_never_asked_twice():
@@ -69,20 +92,20 @@ def test_the_two_take_turns_in_being_first():
             order.append(self.first)
             return super().ask(**content)
 
-    options = Options(batches=(1,), output_len=2, prefill=0, repeat=2, against=True)
+    options = Options(batches=(1,), output_len=2, prefill=0, repeat=2, against=(THEIRS,))
     offline._measure(options, {OURS: Noting(1, 1), THEIRS: Noting(2, 1)}, vocab=9)
     assert order[:6] == [2, 1, 1, 2, 2, 1]
 
 
 def test_alone_there_is_nothing_to_agree_with():
     rows, agreement = offline._measure(OPTIONS, {OURS: Fake(1, 1)}, vocab=9)
-    assert agreement is None
-    assert [row.ratio for row in rows] == [None, None]
+    assert agreement == {}
+    assert [row.ratios for row in rows] == [{}, {}]
 
 
 def test_less_is_better_for_seconds():
     row = Row("start", "s", {OURS: Measured((1.0, 2.0, 4.0)), THEIRS: Measured((6.0,))}, more_is_better=False)
-    assert row.ratio == 3.0
+    assert row.ratios == {THEIRS: 3.0}
 
 
 def test_the_users_own_flags_win():
@@ -101,7 +124,7 @@ def report():
     agreement = Agreement(0.975, 0.0125, (3, 4))
     versions = {OURS: {"composed of": "a b"}, THEIRS: {"torch": "2"}}
     machine = {"cpu": "a processor", "cores": 2, "load_before": 1.25}
-    return Report(Options(threads=2, against=True), rows, agreement, versions, machine)
+    return Report(Options(threads=2, against=(THEIRS,)), rows, {THEIRS: agreement}, 0.0, versions, machine)
 
 
 def test_the_table():
@@ -118,18 +141,18 @@ def test_the_table():
         "2.00x",
     ]
     assert (
-        "greedy tokens alike until a sequence parts: 97.5%; same likeliest next token on 3 of 4 prompts; "
+        "with transformers: greedy tokens alike until a sequence parts: 97.5%; same likeliest next token on 3 of 4 prompts; "
         "its rivals' log-probabilities at most 0.013 apart"
     ) in text.replace("\n", " ").replace("  ", " ")
 
 
 def test_the_json_has_everything():
     content = json.loads(report().as_json())
-    assert content["rows"][0]["ratio"] == 2.0
+    assert content["rows"][0]["ratios"] == {THEIRS: 2.0}
     assert content["rows"][0]["median"] == {OURS: 41.5, THEIRS: 20.75}
     assert content["rows"][0]["measured"][OURS]["values"] == [40.0, 44.0, 41.5]
     assert content["options"]["batches"] == [1, 8]
-    assert content["agreement"]["same_first"] == [3, 4]
+    assert content["agreement"][THEIRS]["same_first"] == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ def test_the_json_has_everything():
     [
         ("--batch=1,x", "argument --batch: 'x' is no whole number of at least 1"),
         ("--output-len=1", "argument --output-len: '1' is no whole number of at least 2"),
-        ("--against=vllm", "argument --against: invalid choice: 'vllm'"),
+        ("--against=vllm", "argument --against: 'vllm' is none of transformers, llama.cpp"),
     ],
 )
 def test_a_wrong_argument_is_told(argument, message, capsys):
@@ -145,6 +168,12 @@ def test_a_wrong_argument_is_told(argument, message, capsys):
         main([argument])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plot_has_a_bar_for_each(tmp_path):
+    file = tmp_path / "speeds.png"
+    draw(report(), file)
+    assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_child_that_dies_is_told():
