@@ -78,6 +78,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation's site, in site/; nox -s site -- serve shows it while it is written."""
+    session.install("mkdocs-material>=9.5")
+    session.run("mkdocs", *(session.posargs or ["build", "--quiet"]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: nox -s bench -- --help."""
     session.install("-e", ".[all,bench]")

@@ -2,7 +2,7 @@
 
 ``docs/plugins/hooks.md`` is what ``core/hookspecs.py`` and ``core/offers.py`` say, in their order and in their words;
 ``docs/plugins/facts.md`` lists the core's facts, and the rules of the core and of the plugins that come with it. The modules
-beside this one write a page each: parameters, FastDeploy's flags, and what goes together.
+beside this one write a page each: parameters, FastDeploy's flags, what goes together, and metrics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import page_compatibility
 import page_fastdeploy
+import page_metrics
 import page_parameters
 
 from core import hookspecs, offers
@@ -37,6 +38,7 @@ FACTS = ROOT / "docs" / "plugins" / "facts.md"
 PARAMETERS = ROOT / "docs" / "parameters.md"
 FROM_FASTDEPLOY = ROOT / "docs" / "from-fastdeploy.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+METRICS = ROOT / "docs" / "operating" / "metrics.md"
 
 INTRODUCTION = """\
 <!-- Generated from core/hookspecs.py and core/offers.py by docs/build.py: change those, then run `nox -s docs -- --write`. -->
@@ -129,6 +131,7 @@ def pages() -> dict[Path, str]:
         PARAMETERS: page_parameters.page(manager),
         FROM_FASTDEPLOY: page_fastdeploy.page(manager, theirs.FLAGS, theirs.VARIABLES),
         COMPATIBILITY: page_compatibility.page(manager),
+        METRICS: page_metrics.page(),
     }
 
 

@@ -1,0 +1,26 @@
+"""``docs/operating/metrics.md``: every metric of the HTTP server, as its registry describes it."""
+
+from __future__ import annotations
+
+from frontends.openai_http.metrics import Metrics
+
+PAGE = """\
+<!-- Generated from frontends/openai_http/metrics.py by docs/build.py: change that, then run `nox -s docs -- --write`. -->
+
+# Metrics
+
+`GET /metrics`, in Prometheus' text format; on a port of its own with `--metrics-port`. The engine's own counts are asked for
+at each scrape. Buckets suit a model that makes a token in a millisecond or in a hundred.
+
+| metric | type | what |
+|---|---|---|
+{rows}
+"""
+
+
+def page() -> str:
+    rows = []
+    for family in Metrics().registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return PAGE.format(rows="\n".join(rows))
