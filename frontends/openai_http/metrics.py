@@ -23,7 +23,9 @@ _WHOLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("dovetail_http_requests", "HTTP requests answered", ("route", "status"), registry=self.registry)
+        self.requests = Counter(
+            "dovetail_http_requests", "HTTP requests answered, by route and status", ("route", "status"), registry=self.registry
+        )
         self.in_flight = Gauge("dovetail_http_generations_in_flight", "generation calls being answered", registry=self.registry)
         self.first_token = Histogram(
             "dovetail_time_to_first_token_seconds",
