@@ -14,10 +14,21 @@ ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
+def _readmes() -> dict[str, Path]:
+    found = sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("frontends/*/README.md")], key=lambda path: path.parent.name)
+    return {f"plugins/{readme.parent.name}.md": readme for readme in found}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """What is one of many is not listed by hand: plugins that come along, decisions."""
+    assert config.nav is not None
+    decisions = sorted(f"decisions/{path.name}" for path in (ROOT / "docs" / "decisions").glob("*.md"))
+    config.nav += [{"What comes along": [{place[8:-3]: place} for place in _readmes()]}, {"Decisions": decisions}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    pages = {"architecture.md": ROOT / "ARCHITECTURE.md", "contributing.md": ROOT / "CONTRIBUTING.md"}
-    for readme in sorted([*ROOT.glob("plugins/*/README.md"), *ROOT.glob("frontends/*/README.md")]):
-        pages[f"plugins/{readme.parent.name}.md"] = readme
+    pages = {"architecture.md": ROOT / "ARCHITECTURE.md", "contributing.md": ROOT / "CONTRIBUTING.md", **_readmes()}
     for place, path in pages.items():
         files.append(File.generated(config, place, content=path.read_text(encoding="utf-8")))
     return files
