@@ -63,10 +63,14 @@ class LoadOptions:
 
 @dataclass
 class Tally:
-    """What the clients saw. Tokens are those of the answers' usage; an answer that was hung up on has none."""
+    """What the clients saw. Tokens are those of the answers' usage; an answer that was hung up on has none.
+
+    ``refused`` were told to come again later (429), and did.
+    """
 
     completed: int = 0
     hung_up: int = 0
+    refused: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     first_token: list[float] = field(default_factory=list)  # seconds from sending a request to its first text
@@ -101,6 +105,13 @@ class LoadReport:
 
 class _BadAnswerError(Exception):
     """The server's answer was no good; the text is counted."""
+
+
+class _RefusedError(Exception):
+    """The server takes no more at the moment; ``seconds`` are those of its Retry-After."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
 
 async def run_load(options: LoadOptions) -> LoadReport:
@@ -149,6 +160,9 @@ class _Client:
                     await self._chat()
             except TimeoutError:
                 self._tally.errors[f"stuck for {self._options.patience:g} s"] += 1
+            except _RefusedError as later:
+                self._tally.refused += 1
+                await asyncio.sleep(min(later.seconds, max(0.0, until - perf_counter())))
             except _BadAnswerError as error:
                 self._tally.errors[str(error)] += 1
                 await asyncio.sleep(PAUSE)
@@ -176,6 +190,8 @@ class _Client:
         usage: dict[str, Any] | None = None
         finish_reason, done, chunks = None, False, 0
         async with self._http.stream("POST", "/v1/chat/completions", json=self._body()) as answer:
+            if answer.status_code == 429 and (wait := answer.headers.get("retry-after", "")).isdecimal():
+                raise _RefusedError(float(wait))
             if answer.status_code != 200:
                 raise _BadAnswerError(f"HTTP {answer.status_code}")
             async for line in answer.aiter_lines():
@@ -227,7 +243,9 @@ def show(report: LoadReport, console: Console) -> None:
     tally, options = report.tally, report.options
     console.print(f"{options.clients} clients for {report.seconds:.1f} s at {options.url}", highlight=False)
     console.print(
-        f"{tally.completed} answers, {tally.hung_up} hung up on, {sum(tally.errors.values())} errors", highlight=False
+        f"{tally.completed} answers, {tally.hung_up} hung up on, {tally.refused} told to come again, "
+        f"{sum(tally.errors.values())} errors",
+        highlight=False,
     )
     console.print(
         f"{tally.output_tokens} tokens in whole answers, {report.output_per_second:.1f} tok/s; prompts {tally.prompt_tokens}",

@@ -46,6 +46,9 @@ class Server:
         if self.misbehaves == "refuses":
             writer.write(b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             return
+        if self.misbehaves == "is full":
+            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")
+            return
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n")
         if self.misbehaves == "hangs":
             await reader.read()
@@ -136,6 +139,13 @@ def test_errors_are_counted(misbehaves, error):
     assert report.percentiles(report.tally.whole) == {}
 
 
+def test_who_is_told_to_come_later_comes_later_and_is_no_error():
+    _, report = loaded("is full")  # for seven seconds, which are more than there are
+    assert report.tally.refused == 6
+    assert not report.tally.errors
+    assert report.seconds < 3
+
+
 def test_the_command_prints_and_writes(tmp_path, capsys):
     async def both():
         async with Server() as server:
@@ -147,7 +157,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert content["completed"] >= 2
     assert set(content["percentiles"]["first_token"]) == {"50", "90", "99"}
     printed = capsys.readouterr().out
-    assert f"{content['completed']} answers, 0 hung up on, 0 errors" in printed
+    assert f"{content['completed']} answers, 0 hung up on, 0 told to come again, 0 errors" in printed
     assert "first token" in printed
 
 
