@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.compose.plan import Plan, by_origin
@@ -17,9 +18,11 @@ from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
 from core.text.local import Continuation, LocalService, of_prompt
 
 if TYPE_CHECKING:
+    from core.engine.client import EngineClient
     from core.engine.engine import Engine
+    from core.text.service import TextService
 
-__all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "serve"]
+__all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "open_service", "serve"]
 
 log = logging.getLogger("dovetail")
 
@@ -42,12 +45,8 @@ def serve(plan: Plan) -> ExitCode:
             plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
             client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
             client.start()
-            from core.text.service import TextService
-
-            tokenizer, chat_template, card = _text_side(plan)
-            limits = client.wait_ready()
-            service = TextService(client, tokenizer, chat_template, card, limits)
-            log.info("ready in %.1f s: %s on %s", time.monotonic() - began, card.name, plan.facts["device.kind"])
+            service = _text_service(client, plan)
+            log.info("ready in %.1f s: %s on %s", time.monotonic() - began, service.card.name, plan.facts["device.kind"])
             code = front_end.run(service)
             return ExitCode.ENGINE_DIED if client.dead and code is ExitCode.OK else code
         except EngineDeadError as error:
@@ -86,6 +85,33 @@ def open_local(plan: Plan) -> LocalService:
         return LocalService(build_engine(plan), tokenizer, chat_template, card)
 
 
+@contextlib.asynccontextmanager
+async def open_service(plan: Plan) -> AsyncIterator[TextService]:
+    """The plan's engine in a process of its own, as a server has it, without a front end. It ends with the block.
+
+    :raises UserError: as ``serve`` does.
+    :raises EngineDeadError: when the engine broke while it loaded.
+    """
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    from core.compose.build import fetched
+    from core.engine.client import EngineClient
+
+    with _telling_origins(plan):
+        plan = await asyncio.to_thread(fetched, plan)
+        client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
+        try:
+            client.start()
+            service = await asyncio.to_thread(_text_service, client, plan)
+        except BaseException:
+            client.close()  # ends also the wait of a thread whose caller was cancelled
+            raise
+    try:
+        yield service
+    finally:
+        await asyncio.to_thread(client.close)
+
+
 def show_log(plan: Plan) -> None:
     """Send the logger ``dovetail`` to standard error, unless someone has said already where it goes."""
     log.setLevel(plan.settings["log_level"].upper())
@@ -103,6 +129,15 @@ def _telling_origins(plan: Plan) -> Iterator[None]:
     except UserError as error:
         located = (by_origin(problem, plan.origins) for problem in error.problems)
         raise UserError(*located, exit_code=error.exit_code) from error
+
+
+def _text_service(client: EngineClient, plan: Plan) -> TextService:
+    """The text side is prepared while the engine loads."""
+    from core.text.service import TextService
+
+    tokenizer, chat_template, card = _text_side(plan)
+    limits = client.wait_ready()
+    return TextService(client, tokenizer, chat_template, card, limits)
 
 
 def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:

@@ -6,16 +6,14 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from core.errors import RequestError
 from core.interfaces.frontend import Tokenizer
 from core.interfaces.request import EngineStats, SamplingParams
 from core.launch import LocalService, of_prompt, open_local
 from frontends.offline.outputs import RequestOutput, completion_output
-
-Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
-Message: TypeAlias = Mapping[str, Any]
+from frontends.offline.prompts import Message, Prompt, default_params, needed_template, one_or_many, read_prompt
 
 
 class LLM:
@@ -63,12 +61,12 @@ class LLM:
         :raises core.errors.RequestError: naming the first prompt that cannot be served, before any has run.
         """
         service = self._open()
-        each = _one_or_many(prompts)
+        each = one_or_many(prompts)
         params = sampling_params if params is None else params
         texts: list[str | None] = []
         ids: list[list[int]] = []
         for number, prompt in enumerate(each):
-            text, token_ids = _read_prompt(number, prompt, service.tokenizer)
+            text, token_ids = read_prompt(number, prompt, service.tokenizer)
             texts.append(text)
             ids.append(token_ids)
         return self._run(service, texts, ids, self._params_for(service, params, len(each)), use_tqdm)
@@ -91,12 +89,7 @@ class LLM:
         :raises core.errors.RequestError: when the model has no chat template, or it does not take the messages.
         """
         service = self._open()
-        template = service.chat_template
-        if template is None:
-            raise RequestError(
-                f"model {service.card.name!r} has no chat template: set chat_template, or use generate()",
-                code="no_chat_template",
-            )
+        template = needed_template(service.chat_template, service.card)
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], [messages] if single else messages)
         params = sampling_params if params is None else params
@@ -119,7 +112,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What holds for prompts that come without params: the checkpoint's own defaults."""
-        return _defaults(self._open())
+        return default_params(self._open().card)
 
     def stats(self) -> EngineStats:
         """The engine's counters: tokens, pages, preemptions."""
@@ -150,7 +143,7 @@ class LLM:
         self, service: LocalService, params: SamplingParams | Sequence[SamplingParams] | None, count: int
     ) -> list[SamplingParams]:
         if params is None:
-            return [_defaults(service)] * count
+            return [default_params(service.card)] * count
         if isinstance(params, SamplingParams):
             return [params] * count
         if len(params) != count:
@@ -177,39 +170,6 @@ class LLM:
             )
             for text, token_ids, continuations in zip(texts, ids, results, strict=True)
         ]
-
-
-def _one_or_many(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A list of ints is one prompt; a list of anything else is many."""
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [cast(Sequence[int], prompts)]
-    return list(cast(Sequence[Prompt], prompts))
-
-
-def _read_prompt(number: int, prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
-    """(its text if it has one, its token ids)."""
-    if isinstance(prompt, Mapping):
-        known = set(prompt) & {"prompt", "prompt_token_ids"}
-        if len(known) != 1 or len(prompt) != 1:
-            raise RequestError(
-                f'prompt {number}: a mapping must have "prompt" or "prompt_token_ids", and nothing else; '
-                f"this one has {', '.join(map(repr, prompt)) or 'nothing'}",
-                param="prompt",
-            )
-        prompt = cast(Prompt, prompt[known.pop()])
-    if isinstance(prompt, str):
-        return prompt, tokenizer.encode(prompt)
-    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
-        raise RequestError(
-            f"prompt {number}: a prompt is a string or a list of token ids, not {type(prompt).__name__}", param="prompt"
-        )
-    return None, list(cast(Sequence[int], prompt))
-
-
-def _defaults(service: LocalService) -> SamplingParams:
-    return SamplingParams(**service.card.defaults)
 
 
 @contextlib.contextmanager

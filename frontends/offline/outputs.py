@@ -1,10 +1,10 @@
-"""What ``LLM.generate`` returns; field names are those that users of vLLM know."""
+"""What ``LLM`` and ``AsyncLLM`` return; field names are those that users of vLLM know."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.interfaces.frontend import TokenInfo
+from core.interfaces.frontend import TextDelta, TokenInfo
 from core.interfaces.request import FinishReason
 from core.launch import Continuation
 
@@ -50,6 +50,34 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
     finished: bool = True
+
+
+@dataclass(frozen=True)
+class CompletionDelta:
+    """What one continuation gained. The last of an ``index`` has a ``finish_reason``.
+
+    ``text`` may be empty though there are ``token_ids``: the beginning of a character, or of what may become a stop string.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    error: str = ""
+
+
+def completion_delta(delta: TextDelta) -> CompletionDelta:
+    return CompletionDelta(
+        index=delta.index,
+        text=delta.text,
+        token_ids=list(delta.token_ids),
+        finish_reason=delta.finish_reason,
+        stop_reason=delta.stop_reason,
+        logprobs=None if delta.logprobs is None else [_logprobs(info) for info in delta.logprobs],
+        error=delta.error,
+    )
 
 
 def completion_output(continuation: Continuation) -> CompletionOutput:
