@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from core.compose.plan import Plan, by_origin
 from core.errors import EngineDeadError, ExitCode, UserError, forbidden
 from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
+from core.json_log import JsonLines
 from core.text.local import Continuation, LocalService, of_prompt
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ def show_log(plan: Plan) -> None:
     log.setLevel(plan.settings["log_level"].upper())
     if not log.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
+        handler.setFormatter(
+            JsonLines()
+            if plan.settings["log_format"] == "json"
+            else logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S")
+        )
         log.addHandler(handler)
 
 

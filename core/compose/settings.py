@@ -102,3 +102,4 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     )
     drain_timeout: float = Field(30.0, ge=0.0, description="seconds running requests may take to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the logger dovetail")
+    log_format: Literal["text", "json"] = Field("text", description="of the log: lines to read, or a JSON object a line")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from core.errors import ExitCode
+from core.errors import ExitCode, RequestError
 from core.interfaces.request import EngineStats, FinishReason, SamplingParams
 
 
@@ -125,6 +125,13 @@ class Service(ABC):
             ``status`` 429).
         :raises EngineDeadError: when the engine is gone, also in the middle of a stream.
         """
+
+    def template(self, source: str) -> ChatTemplate:
+        """A chat template that a request brings itself, in Jinja's notation.
+
+        :raises RequestError: with ``param`` "chat_template", for one that does not parse.
+        """
+        raise RequestError("this server takes no chat templates from requests", param="chat_template")
 
     @abstractmethod
     async def abort(self, request_id: str) -> bool:

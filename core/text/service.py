@@ -9,13 +9,15 @@ from typing import Protocol
 
 import msgspec
 
-from core.errors import RequestError
+from core.errors import RequestError, UserError
 from core.interfaces.frontend import ChatTemplate, Health, ModelCard, Service, TextDelta, Tokenizer
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, SamplingParams, TokenEvent
 from core.text.assembler import TextAssembler
+from core.text.chat_template import JinjaChatTemplate
 
 SEEDS = 2**64
+MAX_TEMPLATE = 100_000  # characters of a request's own chat template
 
 
 class Tokens(Protocol):
@@ -90,6 +92,14 @@ class TextService(Service):
             del self._running[request_id]
             if not self._running:
                 self._quiet.set()
+
+    def template(self, source: str) -> ChatTemplate:
+        if len(source) > MAX_TEMPLATE:
+            raise RequestError(f"a chat template has at most {MAX_TEMPLATE} characters", param="chat_template")
+        try:
+            return JinjaChatTemplate({"default": source}, getattr(self.tokenizer, "named", {}))
+        except UserError as error:
+            raise RequestError(error.problems[0].what, param="chat_template") from None
 
     async def abort(self, request_id: str) -> bool:
         tokens = self._running.get(request_id)

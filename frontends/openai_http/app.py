@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.interfaces.frontend import Service
-from frontends.openai_http import chat, completions, errors, info, tokens
+from frontends.openai_http import chat, completions, control, errors, fastdeploy, info, messages, responses, tokens
 from frontends.openai_http.door import Door
+from frontends.openai_http.edge import REQUEST_ID, Edge
 from frontends.openai_http.keys import Guard, keys_of
-from frontends.openai_http.metrics import Metrics
+from frontends.openai_http.rates import LimitRates
 from frontends.openai_http.settings import HttpSettings
-
-
-class CountRequests:
-    """Counts answers by route and status. A client that left before its answer began counts as 499."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = errors.CLIENT_GONE
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.requests.labels(route, str(status)).inc()
 
 
 class MetricsApart:
@@ -63,14 +41,33 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
     app.state.door = door
     keys = keys_of(door.section)
+    # What is added last is passed first.
+    if door.rates.limited:
+        app.add_middleware(LimitRates, rates=door.rates)
     if len(keys):
-        app.add_middleware(Guard, keys=keys)
+        refused = fastdeploy.UNAUTHORIZED if door.section.compat == fastdeploy.NAME else None
+        app.add_middleware(Guard, keys=keys, refused=refused)
     if metrics_port is not None:
         app.add_middleware(MetricsApart, port=metrics_port)
-    app.add_middleware(CountRequests, metrics=door.metrics)
-    errors.install(app)
+    if door.section.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=door.section.allowed_origins,
+            allow_methods=door.section.allowed_methods,
+            allow_headers=door.section.allowed_headers,
+            allow_credentials=door.section.allow_credentials,
+            expose_headers=(REQUEST_ID, "retry-after"),
+        )
+    app.add_middleware(Edge, metrics=door.metrics, access_log=door.section.access_log)
+    if door.section.compat == fastdeploy.NAME:
+        errors.install(app, partial(fastdeploy.refusal_of, max_concurrency=door.section.max_concurrency))
+    else:
+        errors.install(app)
     chat.add_routes(app, door)
     completions.add_routes(app, door)
+    responses.add_routes(app, door)
+    messages.add_routes(app, door)
     tokens.add_routes(app, door)
+    control.add_routes(app, door)
     info.add_routes(app, door)
     return app

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import RequestError
-from core.interfaces.frontend import TextDelta, TokenInfo
+from core.interfaces.frontend import ChatTemplate, TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
@@ -54,7 +54,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         body = await door.reading(read_body(request, ChatBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
-        prompt = await _prompt(door, body)
+        prompt = await chat_prompt(door, body)
         call = Call.of(body, "chatcmpl", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
@@ -63,15 +63,50 @@ def add_routes(app: FastAPI, door: Door) -> None:
             raise renamed(error, chat_names(body)) from None
 
 
-async def _prompt(door: Door, body: ChatBody) -> list[int]:
-    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
-    text = render(door, body.messages, kwargs)
+async def chat_prompt(door: Door, body: ChatBody) -> list[int]:
+    """The ids that a conversation begins with. :raises RequestError: where the template does not take it."""
+    if body.prompt_token_ids is not None:
+        return body.prompt_token_ids
+    goes_on = bool(body.continue_final_message)
+    if goes_on and body.add_generation_prompt and "add_generation_prompt" in body.model_fields_set:
+        raise RequestError(
+            "a message that is continued has no generation prompt after it: leave one of both out",
+            param="continue_final_message",
+        )
+    kwargs = {"add_generation_prompt": body.add_generation_prompt and not goes_on, **(body.chat_template_kwargs or {})}
+    text = render(door, body.messages, kwargs, _template(door, body))
+    if goes_on:
+        text = _open_ended(text, body.messages[-1].content or "")
     return await encode(door.service.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
 
 
-def render(door: Door, messages: Sequence[Message], kwargs: dict[str, Any]) -> str:
+def _template(door: Door, body: ChatBody) -> ChatTemplate | None:
+    """The request's own template, if it brings one."""
+    if body.chat_template is None:
+        return None
+    if not door.section.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests: it would have to be started with --trust-request-chat-template",
+            param="chat_template",
+            code="unsupported_parameter",
+        )
+    return door.service.template(body.chat_template)
+
+
+def _open_ended(text: str, final: str) -> str:
+    """``text`` up to the end of its final message, which the answer is to go on with."""
+    final = final.strip()  # as many templates write it
+    at = text.rfind(final)
+    if not final or at < 0:
+        raise RequestError(
+            "the final message is not in the prompt as it was given, so it cannot be continued", param="continue_final_message"
+        )
+    return text[: at + len(final)]
+
+
+def render(door: Door, messages: Sequence[Message], kwargs: dict[str, Any], template: ChatTemplate | None = None) -> str:
     """The text of a conversation. :raises RequestError: when the template does not take it, or there is none."""
-    template = door.service.chat_template
+    template = template or door.service.chat_template
     if template is None:
         raise RequestError(
             "this model has no chat template: use /v1/completions, or start the server with --chat-template",

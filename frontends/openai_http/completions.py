@@ -64,12 +64,13 @@ def add_routes(app: FastAPI, door: Door) -> None:
         body = await door.reading(read_body(request, CompletionBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
         params = completion_params(body, door.service.card.defaults, door.section.max_logprobs)
-        prompts = [await _token_ids(door, body, prompt) for prompt in body.prompt]
+        given = body.prompt if body.prompt_token_ids is None else [body.prompt_token_ids]
+        prompts = [await _token_ids(door, body, prompt) for prompt in given]
         params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))
         for prompt in prompts:
             check_limits(door.service.card, prompt, params)
         call = Call.of(body, "cmpl", model, prompts, params)
-        echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in body.prompt] if body.echo else None
+        echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in given] if body.echo else None
         try:
             return await answer(door, request, call, CompletionForm(params.n, echoes))
         except RequestError as error:

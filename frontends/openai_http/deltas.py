@@ -26,6 +26,7 @@ class Deltas:
         self._ready: list[Numbered] = []
         self._error: Exception | None = None
         self._running = len(sources)
+        self.num_tokens = 0  # generated so far
         self._wake = asyncio.Event()
         self._pumps = [asyncio.create_task(self._pump(number, source)) for number, source in enumerate(sources)]
 
@@ -62,6 +63,7 @@ class Deltas:
         try:
             async for delta in source:
                 self._ready.append((number, delta))
+                self.num_tokens += len(delta.token_ids)
                 self._wake.set()
         except Exception as error:
             self.fail(error)

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -14,8 +15,11 @@ from uuid import uuid4
 from core.errors import RequestError
 from core.interfaces.frontend import Service
 from core.interfaces.request import SamplingParams
+from frontends.openai_http import fastdeploy
+from frontends.openai_http.current import asker
 from frontends.openai_http.deltas import Deltas
 from frontends.openai_http.metrics import Metrics
+from frontends.openai_http.rates import Rates
 from frontends.openai_http.schema import GenerationBody
 from frontends.openai_http.settings import HttpSettings
 
@@ -37,6 +41,13 @@ class Call:
     include_usage: bool
     continuous_usage: bool
 
+    @property
+    def request_ids(self) -> list[str]:
+        """One for each prompt, by which the service knows it."""
+        if len(self.prompts) == 1:
+            return [self.id]
+        return [f"{self.id} {number}" for number in range(len(self.prompts))]  # no call's id has a space
+
     @classmethod
     def of(cls, body: GenerationBody, kind: str, model: str, prompts: Sequence[list[int]], params: SamplingParams) -> Call:
         """``kind`` begins the id, which goes on as the request says, or at random."""
@@ -55,15 +66,29 @@ class Call:
         )
 
 
+@dataclass
+class _Running:
+    """A call that is being answered. ``timer`` ends it if it waits too long."""
+
+    call: Call
+    deltas: Deltas
+    asker: str
+    timer: asyncio.TimerHandle | None = None
+
+
 class Door:
     def __init__(self, service: Service, section: HttpSettings) -> None:
         self.service = service
         self.section = section
         self.metrics = Metrics()
+        self.rates = Rates(section.requests_per_minute, section.tokens_per_minute)
         self.version = _version()
         identity = f"{self.version} {service.card.name} {service.card.vocab}"
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
-        self._calls: dict[str, Deltas] = {}
+        self.paused = False  # nothing new is taken for a while, by an operator's will
+        self._calls: dict[str, _Running] = {}
+        self._idle = asyncio.Event()  # set while no call runs
+        self._idle.set()
         self._readers: set[asyncio.Task[Any]] = set()  # bodies on their way in
         self._closed: Exception | None = None
 
@@ -78,7 +103,7 @@ class Door:
 
     def model_named(self, name: str | None) -> str:
         """The name the answer carries. :raises RequestError: 404 for a model that is not served here."""
-        if name is None:
+        if name is None or (name == fastdeploy.ANY_MODEL and self.section.compat == fastdeploy.NAME):
             return self.served_names[0]
         if name not in self.served_names:
             raise RequestError(
@@ -114,9 +139,11 @@ class Door:
         return len(self._calls)
 
     def begin(self, call: Call) -> Deltas:
-        """:raises RequestError: when there are too many calls, or when the call's id is taken."""
+        """:raises RequestError: when there are too many calls, while it is paused, or when the call's id is taken."""
         if self._closed is not None:
             raise self._closed
+        if self.paused:
+            raise RequestError("the server is paused: try again later", code="server_paused", status=503)
         if len(self._calls) >= self.section.max_concurrency:
             raise RequestError(
                 f"{len(self._calls)} generation calls are in flight, the most this server takes: try again later",
@@ -125,28 +152,56 @@ class Door:
             )
         if call.id in self._calls:
             raise RequestError(f"the request id {call.id!r} is in use", param="request_id")
-        several = len(call.prompts) > 1
+        as_there = self.section.compat == fastdeploy.NAME
+        generate = partial(fastdeploy.generate, self.service) if as_there else self.service.generate
         deltas = Deltas(
             [
-                self.service.generate(
-                    prompt,
-                    call.params,
-                    request_id=f"{call.id} {number}" if several else call.id,  # no call's id has a space
-                    priority=call.priority,
-                    cache_salt=call.cache_salt,
-                )
-                for number, prompt in enumerate(call.prompts)
+                generate(prompt, call.params, request_id=request_id, priority=call.priority, cache_salt=call.cache_salt)
+                for request_id, prompt in zip(call.request_ids, call.prompts, strict=True)
             ]
         )
-        self._calls[call.id] = deltas
+        self._calls[call.id] = running = _Running(call, deltas, asker.get())
+        self._idle.clear()
+        self.rates.charge(running.asker, sum(map(len, call.prompts)))
+        if self.section.max_waiting_time is not None:
+            running.timer = asyncio.get_running_loop().call_later(self.section.max_waiting_time, self._waited, running)
         self.metrics.in_flight.inc()
         return deltas
 
     async def finish(self, call: Call) -> None:
         """The call is over, or its client has left: what still runs of it is aborted."""
-        if (deltas := self._calls.pop(call.id, None)) is not None:
+        if (running := self._calls.pop(call.id, None)) is not None:
             self.metrics.in_flight.dec()
-            await deltas.close()
+            if not self._calls:
+                self._idle.set()
+            if running.timer is not None:
+                running.timer.cancel()
+            self.rates.charge(running.asker, running.deltas.num_tokens)
+            await running.deltas.close()
+
+    def _waited(self, running: _Running) -> None:
+        if not running.deltas.num_tokens:
+            message = f"no token came within {self.section.max_waiting_time:g} s, the longest a call may wait: try again later"
+            running.deltas.fail(RequestError(message, code="timeout", status=429))
+
+    async def abort(self, names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
+        """End these calls, or all of them: their answers end with what they have, and the finish reason "abort".
+
+        :returns: the calls that were ended, by id, with how many tokens each had; and the names that no call has.
+        """
+        ids = {name: call_id for call_id in self._calls for name in (call_id, call_id.partition("-")[2])}
+        wanted = list(self._calls) if names is None else [ids[name] for name in names if name in ids]
+        aborted = {}
+        for call_id in dict.fromkeys(wanted):
+            running = self._calls[call_id]
+            aborted[call_id] = running.deltas.num_tokens
+            for request_id in running.call.request_ids:
+                await self.service.abort(request_id)
+        return aborted, [name for name in names or () if name not in ids]
+
+    async def idle(self) -> None:
+        """Returns when no call runs."""
+        await self._idle.wait()
 
     def close(self, reason: Exception) -> None:
         """From now on a new call is answered with ``reason``. The first reason stays."""
@@ -156,8 +211,8 @@ class Door:
 
     def end_calls(self, reason: Exception) -> None:
         """End every running call with ``reason``; streams tell it in an error event."""
-        for deltas in list(self._calls.values()):
-            deltas.fail(reason)
+        for running in list(self._calls.values()):
+            running.deltas.fail(reason)
 
 
 def _version() -> str:

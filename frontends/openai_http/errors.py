@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from core.errors import EngineDeadError, RequestError
+from frontends.openai_http.current import request_id
 
 log = logging.getLogger("dovetail.http")
 
@@ -26,10 +27,26 @@ _TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+ANTHROPIC = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+Describing = Callable[[Exception], tuple[int, Mapping[str, Any]]]
 
 
 class StoppingError(RuntimeError):
     """The server has been told to stop: nothing new is taken, and what is left was not finished in time."""
+
+
+class MalformedError(RequestError):
+    """A body of another shape than its route takes."""
 
 
 class GenerationError(RuntimeError):
@@ -63,8 +80,24 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 def response_to(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     sent = dict(headers or {})
     if status == 429:
-        sent["retry-after"] = RETRY_AFTER_SECONDS
+        sent.setdefault("retry-after", RETRY_AFTER_SECONDS)
     return Response(msgspec.json.encode(body), status, sent, media_type="application/json")
+
+
+def refusal(path: str, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the form that the clients of this path know."""
+    anthropic = path.startswith(ANTHROPIC) and isinstance(body.get("error"), dict)
+    return response_to(status, anthropic_body(status, body) if anthropic else body, headers)
+
+
+def anthropic_body(status: int, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Anthropic has no field for the parameter: the message names it."""
+    told = body["error"]
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message = told["message"]
+    if told["param"] is not None and told["param"] not in message:
+        message = f"{told['param']}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def invalid(error: ValidationError) -> RequestError:
@@ -80,7 +113,7 @@ def invalid(error: ValidationError) -> RequestError:
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     if first["type"] == "json_invalid":
         code = "invalid_json"
-    return RequestError("; ".join(texts), param=_path(first["loc"]) or None, code=code)
+    return MalformedError("; ".join(texts), param=_path(first["loc"]) or None, code=code)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -90,14 +123,15 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def install(app: FastAPI) -> None:
-    """Every way out of a route that is not an answer ends in an OpenAI error body."""
+def install(app: FastAPI, describing: Describing = describe) -> None:
+    """Every way out of a route that is not an answer ends in an error body: OpenAI's, or as ``describing`` says."""
 
     async def known(request: Request, error: Exception) -> Response:
-        return response_to(*describe(error))
+        return refusal(request.url.path, *describing(error))
 
     async def unforeseen(request: Request, error: Exception) -> Response:
-        return response_to(*describe(error))  # Starlette raises it again, so that the server's log has the traceback
+        # Starlette raises it again, so that the server's log has the traceback.
+        return refusal(request.url.path, *describe(error), {"x-request-id": request_id.get()})
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -106,7 +140,7 @@ def install(app: FastAPI) -> None:
             404: f"there is no {request.method} {path}",
             405: f"{path} does not take {request.method}",
         }.get(error.status_code, str(error.detail))
-        return response_to(error.status_code, error_body(error.status_code, message), error.headers)
+        return refusal(request.url.path, error.status_code, error_body(error.status_code, message), error.headers)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)

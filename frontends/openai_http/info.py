@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from core.errors import EngineDeadError
 from core.interfaces.request import EngineStats
+from frontends.openai_http import fastdeploy
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 
@@ -21,13 +22,14 @@ _STATS_TIMEOUT = 2.0  # seconds; a scrape must not hang because the engine does
 def add_routes(app: FastAPI, door: Door) -> None:
     card = door.service.card
     last_stats = EngineStats()
+    as_there = door.section.compat == fastdeploy.NAME
 
     def model(name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": card.created,
-            "owned_by": "dovetail",
+            "owned_by": "FastDeploy" if as_there else "dovetail",
             "root": card.name,
             "parent": None,
             "max_model_len": card.max_model_len,
@@ -45,13 +47,23 @@ def add_routes(app: FastAPI, door: Door) -> None:
         """200 while requests are taken."""
         state = door.service.health()
         if not state.alive or isinstance(door.closed, EngineDeadError):
+            if as_there:
+                return Response(status_code=304)
             return response_to(503, {"status": "engine dead", "detail": state.detail or str(door.closed or "")})
         if door.closed is not None or not state.ready:
-            return response_to(503, {"status": "not ready", "detail": state.detail or str(door.closed or "")})
+            detail = state.detail or str(door.closed or "")
+            return response_to(404 if as_there else 503, {"status": "not ready", "detail": detail})
         return response_to(200, {"status": "ok"})
 
     app.add_api_route("/health", health, methods=READ)
-    app.add_api_route("/ready", health, methods=READ)
+
+    async def ready() -> Response:
+        """As health, and 503 too while the server is paused: what a load balancer asks before it sends anything."""
+        if door.paused:
+            return response_to(503, {"status": "paused", "detail": "POST /v1/resume ends it"})
+        return await health()
+
+    app.add_api_route("/ready", ready, methods=READ)
     app.add_api_route("/ping", health, methods=[*READ, "POST"])
 
     @app.api_route("/load", methods=READ)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import UserError, forbidden
-from frontends.openai_http.errors import error_body, response_to
+from frontends.openai_http.current import asker
+from frontends.openai_http.errors import error_body, refusal
 from frontends.openai_http.settings import HttpSettings
 
 log = logging.getLogger("dovetail.http")
@@ -52,17 +54,21 @@ def keys_of(section: HttpSettings) -> Keys:
 class Guard:
     """Lets in who shows a key, or asks for what is open to all."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: Set[str] = OPEN, refused: Mapping[str, Any] | None = None) -> None:
+        """:param refused: what is told to who shows none, instead of why."""
         self._app = app
+        self._refused = refused
         self._keys = keys
+        self._open = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] in self._open:
             await self._app(scope, receive, send)
             return
         key = _shown(Headers(scope=scope))
         owner = self._keys.owner(key) if key else None
         if owner is not None:
+            asker.set(owner)
             log.debug("%s %s by %s", scope["method"], scope["path"], owner)
             await self._app(scope, receive, send)
             return
@@ -71,8 +77,9 @@ class Guard:
             if key
             else "this server wants an API key: send it as 'Authorization: Bearer KEY'"
         )
-        refusal = response_to(401, error_body(401, message, code="invalid_api_key"), {"www-authenticate": "Bearer"})
-        await refusal(scope, receive, send)
+        body = error_body(401, message, code="invalid_api_key")
+        answer = refusal(scope["path"], 401, self._refused or body, {"www-authenticate": "Bearer"})
+        await answer(scope, receive, send)
 
 
 def _shown(headers: Headers) -> str:

@@ -6,6 +6,7 @@ context for a chat.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,10 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """The same error under the name by which this request knows the field."""
     if error.param is None or error.param not in names:
         return error
-    return RequestError(error.message, param=names[error.param], code=error.code, status=error.status)
+    name, message = names[error.param], error.message
+    if "_" in error.param:  # else it is a word that sentences have too
+        message = re.sub(rf"\b{error.param}\b", name, message)
+    return RequestError(message, param=name, code=error.code, status=error.status)
 
 
 def _params(

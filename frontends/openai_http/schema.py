@@ -141,6 +141,7 @@ class GenerationBody(Wire):
     guided_choice: Any = None
     guided_grammar: Any = None
     structured_outputs: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = Field(None, min_length=1)
 
     def demands(self) -> Iterator[str]:
         """Names of fields that ask for what this server cannot do."""
@@ -157,8 +158,6 @@ class ChatBody(GenerationBody):
 
     unsupported: ClassVar[frozenset[str]] = GenerationBody.unsupported | {
         "audio",
-        "chat_template",
-        "continue_final_message",
         "function_call",
         "functions",
         "prediction",
@@ -171,6 +170,8 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def demands(self) -> Iterator[str]:

@@ -9,6 +9,7 @@ import logging
 import math
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ class OpenAIServer(FrontEnd):
     def __init__(self, section: HttpSettings, *, drain_timeout: float) -> None:
         self._section = section
         self._drain_timeout = drain_timeout
+        _check_certificate(section)
         self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
         self._metrics: socket.socket | None = None
         if section.metrics_port is not None:
@@ -80,6 +82,8 @@ class OpenAIServer(FrontEnd):
         self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         app = create_app(service, self._section, metrics.getsockname()[1] if metrics is not None else None)
         door: Door = app.state.door
+        section = self._section
+        secure = section.ssl_certfile is not None
         server = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -91,11 +95,13 @@ class OpenAIServer(FrontEnd):
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=_whole(self._drain_timeout + FLUSH_TIMEOUT),
                 backlog=BACKLOG,
+                ssl_certfile=section.ssl_certfile,
+                ssl_keyfile=section.ssl_keyfile,
             ),
-            announcement=f"listening on {_url(bound)}",
+            announcement=f"listening on {_url(bound, secure)}",
         )
         if metrics is not None:
-            log.info("metrics on %s/metrics", _url(metrics))
+            log.info("metrics on %s/metrics", _url(metrics, secure))
         serving = asyncio.create_task(server.serve(sockets=[bound, *([metrics] if metrics is not None else [])]))
         stopping = asyncio.create_task(self._stop.wait())
         dying = asyncio.create_task(service.wait_dead())
@@ -258,6 +264,24 @@ def _no_cut_offs(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def _url(bound: socket.socket) -> str:
+def _check_certificate(section: HttpSettings) -> None:
+    """:raises UserError: for files that are none, or do not belong together."""
+    if section.ssl_certfile is None:
+        if section.ssl_keyfile is not None:
+            raise UserError.of("a private key needs its certificate", "openai_http.ssl_keyfile", "--ssl-certfile FILE")
+        return
+    try:
+        # Without a password one that is needed would be asked for at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(section.ssl_certfile, section.ssl_keyfile, password="")
+    except (OSError, ValueError) as error:
+        raise UserError.of(
+            f"the certificate and its key cannot be used: {getattr(error, 'reason', None) or error}",
+            "openai_http.ssl_certfile",
+            "two PEM files that belong together, the key without a password",
+        ) from None
+
+
+def _url(bound: socket.socket, secure: bool) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from core.offers import Section
@@ -23,4 +25,29 @@ class HttpSettings(Section, frozen=True):
         default=(), description="keys, one of which every request must show; NAME=KEY names it in logs; none: everybody may ask"
     )
     api_key_file: str | None = Field(default=None, description="a file of such keys, one a line; # begins a comment")
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="posts that one key, or without keys one address, may send; default: any number"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="prompt and generated tokens that it may use; what goes beyond is waited off"
+    )
+    max_waiting_time: float | None = Field(
+        default=None, gt=0, description="seconds a call may wait for its first token before it is refused; default: any time"
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="origins whose pages may ask from a browser; * for all; none: no CORS header is ever sent"
+    )
+    allowed_methods: tuple[str, ...] = Field(default=("*",), description="methods that such pages may use")
+    allowed_headers: tuple[str, ...] = Field(default=("*",), description="headers that such pages may send")
+    allow_credentials: bool = Field(default=False, description="let such pages send cookies and the like")
+    ssl_certfile: str | None = Field(default=None, description="certificate chain of the server, PEM; with it https is spoken")
+    ssl_keyfile: str | None = Field(default=None, description="its private key, PEM; default: it is in ssl_certfile")
+    access_log: bool = Field(default=False, description="log a line for every answer: never what was asked or said")
+    compat: Literal["none", "fastdeploy"] = Field(
+        default="none", description="count, stop and refuse as that server does, where it does otherwise than OpenAI's"
+    )
     max_logprobs: int = Field(default=20, ge=0, le=1024, description="most alternatives a token that logprobs may ask for")
+    trust_request_chat_template: bool = Field(
+        default=False,
+        description="take chat templates from requests; they run in a sandbox, and may still cost much time and memory",
+    )

@@ -58,9 +58,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("warns", "one process answers requests, and does not hold up the engine", "--workers", fine=("1",)),
     *_flags("warns", "the process that answers requests is never left silent by the engine", "--timeout", fine=("0",)),
     *_flags("later", "a port from which the server is controlled", "--controller-port", fine=("-1",)),
-    *_flags(
-        "later", "a limit on how long a request waits; --max-waiting limits how many do", "--max-waiting-time", fine=("-1",)
-    ),
     # the model
     *_flags("refuses", "the model's config is read from config.json", "--model-config-name", fine=("config.json",)),
     *_flags("refuses", "text is tokenized in the server's own process", "--tokenizer-base-url"),

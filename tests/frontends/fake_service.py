@@ -46,7 +46,7 @@ class FakeTemplate:
 
 
 class FakeService(Service):
-    def __init__(self, *, served_names=("fake",), defaults=None, chat=True, tell=lambda line: None):
+    def __init__(self, *, served_names=("fake",), defaults=None, chat=True, answer=ANSWER, tell=lambda line: None):
         self.card = ModelCard(
             name="models/fake-1b",
             served_names=tuple(served_names),
@@ -57,10 +57,13 @@ class FakeService(Service):
         )
         self.tokenizer = FakeTokenizer()
         self.chat_template = FakeTemplate() if chat else None
+        self.answer = answer
         self.tell = tell
         self.requests = []  # (request_id, prompt ids, params, priority, cache_salt)
         self.running = set()
         self.aborted = []
+        self.held = 0  # answers that have come to their "hold_after"
+        self.ending = {}  # by request id: set when an operator ends it
         self.draining = False
         self.dead_because = ""
         self.stats_hang = False
@@ -80,9 +83,10 @@ class FakeService(Service):
         if self.draining:
             raise RequestError("not now", status=503)
         self.running.add(request_id)
+        self.ending[request_id] = asyncio.Event()
         self.tell(f"started {request_id}")
         try:
-            async for delta in self._deltas(list(prompt_token_ids), params, script):
+            async for delta in self._deltas(list(prompt_token_ids), params, script, self.ending[request_id]):
                 yield delta
             self.tell(f"finished {request_id}")
         except (asyncio.CancelledError, GeneratorExit):
@@ -92,8 +96,8 @@ class FakeService(Service):
         finally:
             self.running.discard(request_id)
 
-    async def _deltas(self, prompt, params, script):
-        answer, finish, reason = ANSWER * int(script.get("times", 1)), "stop", None
+    async def _deltas(self, prompt, params, script, ending):
+        answer, finish, reason = self.answer * int(script.get("times", 1)), "stop", None
         for stop in params.stop:
             if stop in answer:
                 answer, reason = answer[: answer.index(stop)], stop
@@ -104,7 +108,12 @@ class FakeService(Service):
         done = 0
         for number, piece in enumerate(pieces):
             if number == int(script.get("hold_after", -1)):
-                await self._or_death(asyncio.Event().wait())
+                self.held += 1
+                await self._or_death(ending.wait())
+            if ending.is_set():
+                for index in range(params.n):
+                    yield self._delta(index, "", prompt, done, params, "abort", None, "")
+                return
             if number == int(script.get("error_after", -1)):
                 yield self._delta(0, "", prompt, done, params, "error", None, "the kernel overflowed")
                 return
@@ -160,6 +169,8 @@ class FakeService(Service):
         )
 
     async def abort(self, request_id):
+        if request_id in self.running:
+            self.ending[request_id].set()
         return request_id in self.running
 
     def health(self):

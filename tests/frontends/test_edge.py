@@ -1,0 +1,177 @@
+"""What surrounds the routes: ids, logs, rates, waiting times, other origins."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from core.json_log import JsonLines
+from frontends.openai_http.rates import Rates
+from tests.frontends.fake_service import FakeService
+from tests.frontends.in_process import asked, posted, web_client
+
+COMPLETE = "/v1/completions"
+PROMPT = {"prompt": "x", "max_tokens": 4}
+
+
+# --- ids and logs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models"])
+def test_every_answer_has_the_id_its_request_came_with_or_one_of_its_own(path):
+    async def use(web):
+        given = await web.get(path, headers={"x-request-id": "mine-7"})
+        return given.headers["x-request-id"], (await web.get(path)).headers["x-request-id"], await web.get(path)
+
+    mine, one, other = asked(web_client, FakeService(), use)
+    assert mine == "mine-7"
+    assert len({one, other.headers["x-request-id"], mine}) == 3
+
+
+def test_an_id_that_could_split_a_line_is_not_repeated():
+    answer = posted(COMPLETE, PROMPT, FakeService(), {"x-request-id": "a b\x7f"})
+    assert answer.headers["x-request-id"].startswith("cmpl-")
+
+
+def test_what_breaks_inside_has_its_id_too_and_counts_as_500():
+    async def use(web):
+        broken = await web.post(COMPLETE, json={"prompt": "x", "cache_salt": "break=1"}, headers={"x-request-id": "mine"})
+        return broken, (await web.get("/metrics")).text
+
+    broken, metrics = asked(web_client, FakeService(), use)
+    assert (broken.status_code, broken.headers["x-request-id"]) == (500, "mine")
+    assert 'dovetail_http_requests_total{route="/v1/completions",status="500"} 1.0' in metrics
+
+
+def test_the_access_log_has_a_line_an_answer_and_no_prompt(caplog):
+    with caplog.at_level(logging.INFO, "dovetail.http"):
+        headers = {"x-request-id": "mine", "authorization": "Bearer k"}
+        posted(COMPLETE, {"prompt": "a secret"}, FakeService(), headers, access_log=True, api_key=("ann=k",))
+    [record] = [record for record in caplog.records if record.levelno == logging.INFO]
+    line = json.loads(JsonLines().format(record))
+    assert line.pop("seconds") >= 0
+    assert line.pop("time").endswith("+00:00")
+    assert line.pop("message").startswith("POST /v1/completions 200 in ")
+    assert line == {
+        "level": "info",
+        "logger": "dovetail.http",
+        "request_id": "mine",
+        "method": "POST",
+        "path": COMPLETE,
+        "status": 200,
+        "client": "127.0.0.1",
+        "key": "ann",
+    }
+
+
+def test_a_json_line_has_its_traceback():
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        record = logging.LogRecord("a", logging.ERROR, "", 1, "it %s", ("broke",), (type(error), error, error.__traceback__))
+    line = json.loads(JsonLines().format(record))
+    assert (line["message"], line["level"]) == ("it broke", "error")
+    assert line["exception"].endswith("ValueError: no")
+
+
+# --- rates --------------------------------------------------------------------------------------------------------------
+
+
+def test_requests_refill_steadily():
+    now = [0.0]
+    rates = Rates(2, None, lambda: now[0])
+    assert [rates.admit("ann"), rates.admit("ann"), rates.admit("ben")] == [None] * 3
+    assert rates.admit("ann") == ("requests", 30.0)
+    now[0] = 20.0
+    assert rates.admit("ann") == ("requests", pytest.approx(10.0))
+    now[0] = 30.0
+    assert rates.admit("ann") is None
+
+
+def test_tokens_may_end_in_debt_which_is_waited_off():
+    now = [0.0]
+    rates = Rates(None, 60, lambda: now[0])
+    assert rates.admit("ann") is None
+    rates.charge("ann", 90)
+    assert rates.admit("ann") == ("tokens", 31.0)
+    now[0] = 31.0
+    assert rates.admit("ann") is None
+
+
+def test_who_asks_too_often_is_told_when_to_come_back_and_others_are_not():
+    async def use(web):
+        def by(key):
+            return web.post(COMPLETE, json=PROMPT, headers={"authorization": f"Bearer {key}"})
+
+        return [await by("a"), await by("a"), await by("b"), await web.get("/v1/models", headers={"x-api-key": "a"})]
+
+    first, second, other, looked = asked(web_client, FakeService(), use, requests_per_minute=1, api_key=("ann=a", "ben=b"))
+    assert [each.status_code for each in (first, second, other, looked)] == [200, 429, 200, 200]
+    assert 1 <= int(second.headers["retry-after"]) <= 60
+    assert second.json()["error"]["message"] == (
+        "more than 1 requests a minute were asked for, the most one key or client may: try again later"
+    )
+
+
+def test_prompt_and_answer_count_as_tokens():
+    async def use(web):
+        return [(await web.post(COMPLETE, json=PROMPT)).status_code for _ in range(3)]
+
+    assert asked(web_client, FakeService(), use, tokens_per_minute=7) == [200, 200, 429]  # 2 + 4 tokens each
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_too_long_for_a_first_token_is_refused(stream):
+    service = FakeService()
+    held = {"prompt": "x", "stream": stream, "cache_salt": "hold_after=0"}
+    answer = posted(COMPLETE, held, service, max_waiting_time=0.01)
+    assert (answer.status_code, answer.headers["retry-after"], answer.json()["error"]["code"]) == (429, "1", "timeout")
+    assert answer.json()["error"]["message"] == "no token came within 0.01 s, the longest a call may wait: try again later"
+    assert len(service.aborted) == 1
+
+
+def test_who_has_a_token_waits_no_more():
+    async def use(web):
+        call = asyncio.create_task(web.post(COMPLETE, json={"prompt": "x", "request_id": "a", "cache_salt": "hold_after=1"}))
+        while not service.held:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.03)
+        service.ending["cmpl-a"].set()
+        return await call
+
+    service = FakeService()
+    assert asked(web_client, service, use, max_waiting_time=0.02).json()["choices"][0]["text"] == "P"
+
+
+# --- other origins ------------------------------------------------------------------------------------------------------
+
+ORIGIN = {"origin": "https://a.example"}
+PREFLIGHT = ORIGIN | {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+
+
+def test_by_default_no_other_origin_is_told_anything():
+    async def use(web):
+        return await web.post(COMPLETE, json=PROMPT, headers=ORIGIN), await web.options(COMPLETE, headers=PREFLIGHT)
+
+    answer, preflight = asked(web_client, FakeService(), use)
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert preflight.status_code == 405
+
+
+def test_an_allowed_origin_may_ask_before_it_shows_a_key():
+    async def use(web):
+        shown = {"authorization": "Bearer k"}
+        return (
+            await web.options(COMPLETE, headers=PREFLIGHT),
+            await web.post(COMPLETE, json=PROMPT, headers=ORIGIN | shown),
+            await web.options(COMPLETE, headers=PREFLIGHT | {"origin": "https://b.example"}),
+        )
+
+    preflight, answer, other = asked(web_client, FakeService(), use, allowed_origins=("https://a.example",), api_key=("k",))
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    assert (other.status_code, "access-control-allow-origin" in other.headers) == (400, False)
