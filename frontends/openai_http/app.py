@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.interfaces.frontend import Service
-from frontends.openai_http import chat, completions, control, errors, fastdeploy, info, messages, responses, tokens
+from frontends.openai_http import chat, completions, control, description, errors, fastdeploy, info, messages, responses, tokens
 from frontends.openai_http.door import Door
 from frontends.openai_http.edge import REQUEST_ID, Edge
 from frontends.openai_http.keys import Guard, keys_of
@@ -70,4 +70,5 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
     tokens.add_routes(app, door)
     control.add_routes(app, door)
     info.add_routes(app, door)
+    description.add_routes(app, door.version)
     return app
