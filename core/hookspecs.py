@@ -31,9 +31,11 @@ from core.offers import (
     ModelOffer,
     ParallelismOffer,
     QuantizerOffer,
+    ReasoningParserOffer,
     RulesOffer,
     SamplerOffer,
     SchedulerOffer,
+    ToolParserOffer,
 )
 
 PROJECT = "dovetail"
@@ -307,6 +309,52 @@ def register_grammar_backends() -> Iterable[GrammarBackendOffer]:
             yield GrammarBackendOffer(name="mine", summary="regular expressions only", create=create)
 
     ``create`` returns a ``core.interfaces.grammar.GrammarBackend``; ``core.testing.GrammarBackendContract`` tests it.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_tool_parsers() -> Iterable[ToolParserOffer]:
+    """Offer ways to read calls of tools in what a model writes. At most one is chosen: ``--tool-call-parser NAME``.
+
+    ::
+
+        @hookimpl
+        def register_tool_parsers():
+            def create(context):
+                from tools_mine.calls import MyCalls
+                return MyCalls()
+
+            yield ToolParserOffer(
+                name="mine", summary="a call a line: CALL name {arguments}", create=create,
+                recognizes=lambda config, chat_template: "CALL " in chat_template,
+            )
+
+    ``create`` returns a ``core.interfaces.parsers.ToolParser``; ``core.testing.ToolParserContract`` tests it. It is made in
+    the front end's process.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_reasoning_parsers() -> Iterable[ReasoningParserOffer]:
+    """Offer ways to tell a model's reasoning from its answer. At most one is chosen: ``--reasoning-parser NAME``.
+
+    ::
+
+        @hookimpl
+        def register_reasoning_parsers():
+            def create(context):
+                from reasoning_mine.marks import MyMarks
+                return MyMarks()
+
+            yield ReasoningParserOffer(
+                name="mine", summary="reasoning between REASON and ANSWER", create=create,
+                recognizes=lambda config, chat_template: "REASON" in chat_template,
+            )
+
+    ``create`` returns a ``core.interfaces.parsers.ReasoningParser``; ``core.testing.ReasoningParserContract`` tests it. It is
+    made in the front end's process.
     """
     raise NotImplementedError
 

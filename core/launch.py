@@ -138,11 +138,14 @@ def _telling_origins(plan: Plan) -> Iterator[None]:
 
 def _text_service(client: EngineClient, plan: Plan) -> TextService:
     """The text side is prepared while the engine loads."""
+    from core.compose.build import parsers
     from core.text.service import TextService
 
     tokenizer, chat_template, card = _text_side(plan)
     limits = client.wait_ready()
-    return TextService(client, tokenizer, chat_template, card, limits)
+    service = TextService(client, tokenizer, chat_template, card, limits)
+    service.tool_parser, service.reasoning_parser = parsers(plan)
+    return service
 
 
 def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:

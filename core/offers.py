@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from core.interfaces.graph import GraphBackend
     from core.interfaces.model import CheckpointFormat, ModelFamily
     from core.interfaces.parallel import Collective
+    from core.interfaces.parsers import ReasoningParser, ToolParser
     from core.interfaces.quantizer import Quantizer
     from core.interfaces.sampler import Sampler
     from core.interfaces.scheduler import SchedulingPolicy
@@ -177,6 +178,26 @@ class GrammarBackendOffer(Offer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolParserOffer(Offer):
+    """``recognizes(config, chat_template)``: whether a model's calls are to be read so, by its config.json and the source of
+    its chat template ("" where it has none). Where nobody says which parser to use, it is the only one that recognizes the model.
+    """
+
+    kind: ClassVar[str] = "tool_parser"
+    create: Callable[[Context], ToolParser]
+    recognizes: Callable[[Mapping[str, Any], str], bool] = field(default=lambda config, chat_template: False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningParserOffer(Offer):
+    """``recognizes``: as of a tool parser's offer, for how the model marks its reasoning."""
+
+    kind: ClassVar[str] = "reasoning_parser"
+    create: Callable[[Context], ReasoningParser]
+    recognizes: Callable[[Mapping[str, Any], str], bool] = field(default=lambda config, chat_template: False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DraftProposerOffer(Offer):
     kind: ClassVar[str] = "draft_proposer"
     create: Callable[[Context], DraftProposer]
@@ -261,5 +282,12 @@ SINGLE_KINDS: tuple[str, ...] = (
     "graph_backend",
 )
 """Kinds of which exactly one offer is chosen. Of ``OPTIONAL_KINDS`` at most one is, of ``MANY_KINDS`` any number."""
-OPTIONAL_KINDS: tuple[str, ...] = ("quantizer", "parallelism", "draft_proposer", "grammar_backend")
+OPTIONAL_KINDS: tuple[str, ...] = (
+    "quantizer",
+    "parallelism",
+    "draft_proposer",
+    "grammar_backend",
+    "tool_parser",
+    "reasoning_parser",
+)
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from core.interfaces.frontend import FrontEnd
     from core.interfaces.grammar import GrammarBackend
     from core.interfaces.model import CheckpointFormat, Weight
+    from core.interfaces.parsers import ReasoningParser, ToolParser
     from core.interfaces.quantizer import Quantizer
     from core.models.decoder import Decoder
     from core.models.shard import Shard
@@ -141,6 +142,14 @@ def load_part(plan: Plan, manager: PluginManager, rank: int) -> Part:
 def create_front_end(plan: Plan, manager: PluginManager | None = None) -> FrontEnd:
     front_end: FrontEnd = _create(plan, manager or PluginManager.load_only(plan.plugins), "front_end")
     return front_end
+
+
+def parsers(plan: Plan, manager: PluginManager | None = None) -> tuple[ToolParser | None, ReasoningParser | None]:
+    """What reads calls and reasoning in the model's text, in the front end's process."""
+    kinds = [kind for kind in ("tool_parser", "reasoning_parser") if plan.chosen(kind) is not None]
+    manager = manager or (PluginManager.load_only(plan.plugins) if kinds else None)
+    made = {kind: _create(plan, manager, kind) for kind in kinds if manager is not None}
+    return made.get("tool_parser"), made.get("reasoning_parser")
 
 
 def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager, shard: Shard | None = None) -> Decoder:

@@ -14,6 +14,7 @@ from core.compose.first_pass import FirstPass
 from core.compose.gather import origins_of
 from core.compose.judgement import judged
 from core.compose.packed import take_packing
+from core.compose.parsers import recognize_parsers
 from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import DeviceProbe, probe_devices
 from core.compose.rules import Violation
@@ -58,6 +59,7 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             found = find_model(configuration, selection, resolved)
             if found.packing is not None:
                 overruled = take_packing(found.packing, found.folder.name, configuration, selection)
+            recognize_parsers(configuration, selection, resolved, found)
         except UserError as error:
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:

@@ -22,6 +22,8 @@ KIND_SETTINGS: dict[str, str] = {
     "parallelism": "parallelism",
     "draft_proposer": "speculation",
     "grammar_backend": "grammar",
+    "tool_parser": "tool_call_parser",
+    "reasoning_parser": "reasoning_parser",
 }
 """Kind of offer -> the setting that names the one to use."""
 
@@ -63,6 +65,12 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     graph: str = Field("auto", description="how steps are launched")
     speculation: str = Field("auto", description="how coming tokens are guessed, to check several at once; none for not at all")
     grammar: str = Field("auto", description="what keeps outputs to a form that requests ask for; none for nothing")
+    tool_call_parser: str = Field(
+        "auto", description="how the model writes calls of tools; default: as its chat template does, if a parser knows it"
+    )
+    reasoning_parser: str = Field(
+        "auto", description="how the model marks its reasoning; default: as its chat template does, if a parser knows it"
+    )
     front_end: str = Field("auto", description="the door requests come through")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
     parallelism: str = Field("auto", description="how several processes share a model; none for one process")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from core.errors import ExitCode, RequestError
+from core.interfaces.parsers import ReasoningParser, ToolParser
 from core.interfaces.request import EngineStats, FinishReason, SamplingParams
 
 
@@ -101,11 +102,16 @@ class ModelCard:
 
 
 class Service(ABC):
-    """The engine as a door sees it: text in, text out, asynchronous. One per process; safe for any number of tasks."""
+    """The engine as a door sees it: text in, text out, asynchronous. One per process; safe for any number of tasks.
+
+    The parsers read calls of tools and reasoning in what the model writes; None where the plan has none.
+    """
 
     card: ModelCard
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    tool_parser: ToolParser | None = None
+    reasoning_parser: ReasoningParser | None = None
 
     @abstractmethod
     def generate(

@@ -16,13 +16,18 @@ from core.errors import RequestError
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "parts"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """The form an output shall have. ``text``: a JSON schema; a regular expression; a JSON list of strings, one of which
     the output is; a grammar in the backend's own notation (Lark or GBNF); nothing for "json_object", which is any JSON object.
+
+    "parts" is for programs, a tool parser for one: a JSON list of parts that follow each other, each an object of one kind.
+    ``{"text": t}`` is t itself; ``{"until": t}`` any text up to the first t, and t; ``{"anything": true}`` any text;
+    ``{"json_schema": s}`` a document of the schema s; ``{"regex": r}`` what r matches whole; ``{"any_of": [p, ...]}`` one of
+    these lists of parts; ``{"repeat": p, "least": n, "most": m}`` the list p of parts, n to m times, without bound for no m.
     """
 
     kind: GrammarKind

@@ -47,6 +47,7 @@ pytest.register_assert_rewrite(
             "graph",
             "model",
             "parallel",
+            "parsers",
             "plugin",
             "quantizer",
             "rules",
@@ -66,6 +67,7 @@ from core.testing.grammar import GrammarBackendContract  # noqa: E402
 from core.testing.graph import GraphBackendContract  # noqa: E402
 from core.testing.model import CheckpointFormatContract, ModelContract  # noqa: E402
 from core.testing.parallel import ParallelismContract  # noqa: E402
+from core.testing.parsers import ReasoningParserContract, ToolParserContract  # noqa: E402
 from core.testing.plugin import PluginContract  # noqa: E402
 from core.testing.quantizer import QuantizerContract  # noqa: E402
 from core.testing.rules import RulesContract  # noqa: E402
@@ -86,7 +88,9 @@ __all__ = [
     "ParallelismContract",
     "PluginContract",
     "QuantizerContract",
+    "ReasoningParserContract",
     "RulesContract",
     "SamplerContract",
     "SchedulerContract",
+    "ToolParserContract",
 ]

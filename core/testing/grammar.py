@@ -28,7 +28,7 @@ SCHEMA = {
 class GrammarBackendContract(Contract, kit=True):
     """Give ``make``. ``kinds``: the kinds of grammar your backend knows; the others it refuses."""
 
-    kinds: tuple[str, ...] = ("json_object", "json_schema", "regex", "choice", "grammar")
+    kinds: tuple[str, ...] = ("json_object", "json_schema", "regex", "choice", "parts", "grammar")
 
     def make(self) -> GrammarBackend:
         """A new backend, as your offer's ``create`` makes it."""
@@ -50,7 +50,7 @@ class GrammarBackendContract(Contract, kit=True):
         for kind, (grammar, fits) in FORMS.items():
             if kind not in self.kinds:
                 continue
-            for text in (b'{"name":"Ann","old":true,"size":12}', b"no", b"ab12", b"x-x-x"):
+            for text in (b'{"name":"Ann","old":true,"size":12}', b"no", b"ab12", b"x-x-x", PARTED):
                 if fits(text):
                     matcher = backend.matcher(grammar)
                     for byte in text:
@@ -80,6 +80,7 @@ class GrammarBackendContract(Contract, kit=True):
             Grammar("json_schema", "{"),
             Grammar("regex", "("),
             Grammar("choice", "[]"),
+            Grammar("parts", '[{"text": 1}]'),
             Grammar("grammar", "start: ("),
         ):
             with pytest.raises(RequestError):
@@ -112,11 +113,30 @@ def is_of_schema(text: bytes) -> bool:
     )
 
 
+PARTED = b'so<</-yes-noc/{"name":"Ann","old":true,"size":12}\nand on'
+PARTS = [
+    {"until": "</"},
+    {"repeat": [{"text": "-"}, {"any_of": [[{"text": "yes"}], [{"text": "no"}]]}], "least": 1, "most": 2},
+    {"regex": "[a-c]/?"},
+    {"json_schema": SCHEMA},
+    {"anything": True},
+]
+
+
+def is_of_parts(text: bytes) -> bool:
+    found = re.fullmatch(rb"(?s:.*?)</(?:-(?:yes|no)){1,2}[a-c]/?(?s:(\{.*))", text)
+    if found is None:
+        return False
+    document = found[1].decode(errors="replace")
+    return is_of_schema(document[: json.JSONDecoder().raw_decode(document)[1]].encode())
+
+
 FORMS = {
     "json_object": (Grammar("json_object"), is_object),
     "json_schema": (Grammar("json_schema", json.dumps(SCHEMA)), is_of_schema),
     "regex": (Grammar("regex", "[a-c]{1,4}(12|yes)"), lambda text: bool(re.fullmatch(rb"[a-c]{1,4}(12|yes)", text))),
     "choice": (Grammar("choice", '["yes", "no", "now"]'), lambda text: text in (b"yes", b"no", b"now")),
+    "parts": (Grammar("parts", json.dumps(PARTS)), is_of_parts),
     "grammar": (
         Grammar("grammar", 'start: "x" rest\nrest: "-x" rest | "-x"\n'),
         lambda text: bool(re.fullmatch(rb"x(-x)+", text)),

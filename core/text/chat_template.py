@@ -208,6 +208,14 @@ def load_chat_template(folder: ModelFolder, override: str | None, tokenizer: Tok
     return None
 
 
+def template_source(folder: ModelFolder, override: str | None) -> str:
+    """The text of the template that ``load_chat_template`` would load, of several by name all; "" for none."""
+    if override is not None:
+        return _override(override)
+    found = _own(folder)
+    return "\n".join(found[0].values()) if found is not None else ""
+
+
 def ernie_template() -> str:
     return files("core.text").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
 

@@ -84,8 +84,6 @@ FLAGS: tuple[ForeignWord, ...] = (
     *_flags("later", NEW_WEIGHTS, "--dynamic-load-weight", switch=True),
     *_flags("later", NEW_WEIGHTS, "--load-strategy", fine=("normal",)),
     *_flags("later", NEW_WEIGHTS, "--rsync-config"),
-    *_flags("later", "reasoning as a field of its own", "--reasoning-parser"),
-    *_flags("later", "calls of tools", "--tool-call-parser", "--tool-parser-plugin"),
     ForeignWord(
         OTHER_FORMAT,
         "refuses",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from core.errors import RequestError
 from core.interfaces.grammar import GrammarBackend, Matcher, Vocabulary
 from core.interfaces.request import Grammar
+from grammar_llguidance.parts import lark_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -72,6 +73,8 @@ class Llguidance(GrammarBackend):
                     return LLMatcher.grammar_from_json_schema(json.loads(grammar.text), overrides=self._json)
                 case "choice":
                     return grammar_from("choice", _choices(grammar.text))
+                case "parts":
+                    return grammar_from("lark", lark_of(grammar.text, {**self._json}))
                 case kind:
                     return grammar_from(kind, grammar.text)
         except (ValueError, TypeError) as error:

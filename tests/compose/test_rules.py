@@ -252,7 +252,8 @@ def test_each_rule_is_broken_by_its_case_and_each_remedy_cures_it(rule_id, setti
 def test_there_is_a_case_for_every_core_rule():
     without_case = {each.id for each in CORE_RULES} - {case[0] for case in CASES}
     # These are cut from the same data as the other kinds.
-    assert without_case == {"two-cache-policies", "two-block-policies", "two-draft-proposers", "two-grammar-backends"}
+    kinds = ("cache-policies", "block-policies", "draft-proposers", "grammar-backends", "tool-parsers", "reasoning-parsers")
+    assert without_case == {f"two-{kind}" for kind in kinds}
 
 
 def test_a_sound_composition_breaks_no_rule():

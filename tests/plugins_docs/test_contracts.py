@@ -18,6 +18,7 @@ from core.interfaces.model import WeightName, weight_names
 from core.models import random_format
 from core.offers import Context
 from core.testing.inputs import random_weights, tiny_spec
+from core.testing.parsers import CITY
 from core.testing.plugin import offers_of, plugin_module
 from core.testing.recording import FixedShapes, RecordingFake
 
@@ -182,6 +183,82 @@ class TestGrammarLlguidance(testing.PluginContract):
 class TestLlguidance(testing.GrammarBackendContract):
     def make(self):
         return made("grammar_llguidance", "grammar_backend", "llguidance")
+
+
+# --- tool_parsers, reasoning_parsers --------------------------------------------------------------------------------
+
+
+class TestToolParsers(testing.PluginContract):
+    plugin = "tool_parsers"
+
+
+TAGGED = f'<tool_call>\n{{"name": "get_weather", "arguments": {json.dumps(CITY)}}}\n</tool_call>'
+
+
+class TestHermes(testing.ToolParserContract):
+    examples = ((f"{TAGGED}\n{TAGGED}", ("", [("get_weather", CITY)] * 2)), (f"So: {TAGGED}", ("So:", [("get_weather", CITY)])))
+
+    def make(self):
+        return made("tool_parsers", "tool_parser", "hermes")
+
+
+class TestErnieX1Calls(TestHermes):
+    def make(self):
+        return made("tool_parsers", "tool_parser", "ernie_x1")
+
+
+class TestLlama3Json(testing.ToolParserContract):
+    examples = (
+        ('{"name": "get_time", "parameters": {}}; {"name": "get_time", "parameters": {}}', ("", [("get_time", {})] * 2)),
+    )
+
+    def make(self):
+        return made("tool_parsers", "tool_parser", "llama3_json")
+
+
+class TestPythonic(testing.ToolParserContract):
+    examples = (("[get_weather(city='Ulm'), get_time()]", ("", [("get_weather", {"city": "Ulm"}), ("get_time", {})])),)
+
+    def make(self):
+        return made("tool_parsers", "tool_parser", "pythonic")
+
+
+class TestReasoningParsers(testing.PluginContract):
+    plugin = "reasoning_parsers"
+
+
+class TestDeepSeekR1(testing.ReasoningParserContract):
+    examples = (
+        ("<think>\n", "One, two.\n</think>\n\nThree.", "One, two.", "Three."),
+        ("", "One.</think>Three.", "One.", "Three."),
+        ("<think>\n\n</think>\n\n", "Three.", "", "Three."),
+    )
+
+    def make(self):
+        return made("reasoning_parsers", "reasoning_parser", "deepseek_r1")
+
+
+class TestErnie45Vl(TestDeepSeekR1):
+    def make(self):
+        return made("reasoning_parsers", "reasoning_parser", "ernie_45_vl")
+
+
+class TestErnieX1(TestDeepSeekR1):
+    examples = (*TestDeepSeekR1.examples, ("", "One.\n</think>\n<response>\nThree.\n</response>\n", "One.", "Three."))
+
+    def make(self):
+        return made("reasoning_parsers", "reasoning_parser", "ernie_x1")
+
+
+class TestQwen3(testing.ReasoningParserContract):
+    examples = (
+        ("assistant\n", "<think>One.</think>Three.", "One.", "Three."),
+        ("assistant\n", "Three.", "", "Three."),
+        ("assistant\n<think>\n\n</think>\n\n", "Three.", "", "Three."),
+    )
+
+    def make(self):
+        return made("reasoning_parsers", "reasoning_parser", "qwen3")
 
 
 # --- spec_ngram -------------------------------------------------------------------------------------------------------
@@ -657,6 +734,8 @@ def test_every_default_offer_goes_through_a_contract():
         "sampler_standard": {"standard"},
         "spec_ngram": {"ngram"},
         "grammar_llguidance": {"llguidance"},
+        "tool_parsers": {"hermes", "ernie_x1", "llama3_json", "pythonic"},
+        "reasoning_parsers": {"qwen3", "deepseek_r1", "ernie_x1", "ernie_45_vl"},
         "backend_torch": {"torch"},
         "tensor_parallel": {"tensor"},
         "openai_http": {"openai_http"},

@@ -29,9 +29,11 @@ CONTRACTS = {
     "parallelisms": testing.ParallelismContract,
     "plugins": testing.PluginContract,
     "quantizers": testing.QuantizerContract,
+    "reasoning_parsers": testing.ReasoningParserContract,
     "rules": testing.RulesContract,
     "samplers": testing.SamplerContract,
     "schedulers": testing.SchedulerContract,
+    "tool_parsers": testing.ToolParserContract,
 }
 
 

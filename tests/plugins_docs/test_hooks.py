@@ -77,7 +77,7 @@ def test_a_page_that_is_not_current_is_noticed(tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_hooks():
-    assert len(HOOKS) == 14
+    assert len(HOOKS) == 16
 
 
 @pytest.mark.parametrize("hook", HOOKS)
