@@ -13,9 +13,10 @@ from core.errors import RequestError
 from core.interfaces.frontend import ChatTemplate, TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
-from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
+from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
 from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
 from frontends.openai_http.schema import ChatBody, Message
+from frontends.openai_http.token_ids import WithTokenIds
 
 
 class ChatForm:
@@ -58,7 +59,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
         call = Call.of(body, "chatcmpl", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
-            return await answer(door, request, call, ChatForm())
+            form: Form = ChatForm()
+            if body.return_token_ids:
+                form = WithTokenIds(form, call.prompts, params.n)
+            return await answer(door, request, call, form)
         except RequestError as error:
             raise renamed(error, chat_names(body)) from None
 

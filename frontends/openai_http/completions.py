@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,9 +15,10 @@ from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.form import field_of
-from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered, answer, encode
+from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
 from frontends.openai_http.params import check_limits, completion_params, fitted, renamed
 from frontends.openai_http.schema import CompletionBody
+from frontends.openai_http.token_ids import WithTokenIds
 
 
 class CompletionForm:
@@ -25,9 +27,10 @@ class CompletionForm:
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, n: int, echoes: Sequence[str] | None) -> None:
+    def __init__(self, n: int, echoes: Sequence[str] | None, *, logprobs: bool = True) -> None:
         self._n = n
         self._echoes = echoes
+        self._with_logprobs = logprobs
 
     def opening(self, choice: int) -> dict[str, Any] | None:
         return self._choice(choice, self._echo(choice)) if self._echoes is not None else None
@@ -46,7 +49,7 @@ class CompletionForm:
         return {
             "index": choice,
             "text": self._echo(choice) + gathered.text,
-            "logprobs": _logprobs(gathered.infos) if gathered.infos else None,
+            "logprobs": _logprobs(gathered.infos) if gathered.infos and self._with_logprobs else None,
             "finish_reason": gathered.last.finish_reason,
             "stop_reason": gathered.last.stop_reason,
         }
@@ -72,7 +75,11 @@ def add_routes(app: FastAPI, door: Door) -> None:
         call = Call.of(body, "cmpl", model, prompts, params)
         echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in given] if body.echo else None
         try:
-            return await answer(door, request, call, CompletionForm(params.n, echoes))
+            n = body.n or 1
+            form: Form = CompletionForm(n, echoes, logprobs=body.logprobs is not None)
+            if body.return_token_ids:
+                form = WithTokenIds(form, call.prompts, n)
+            return await answer(door, request, call, form, partial(_likeliest, n=n, of=params.n))
         except RequestError as error:
             raise renamed(error, {"grammar": field_of(body)}) from None
 
@@ -82,6 +89,18 @@ async def _token_ids(door: Door, body: CompletionBody, prompt: str | list[int]) 
         return prompt
     special = body.add_special_tokens is not False
     return await encode(door.service.tokenizer, prompt, add_special_tokens=special)
+
+
+def _likeliest(choices: list[Gathered], *, n: int, of: int) -> list[Gathered]:
+    """Of each prompt's ``of`` continuations the ``n`` of the highest log-probability a token, best first."""
+    if n == of:
+        return choices
+    prompts = [choices[at : at + of] for at in range(0, len(choices), of)]
+    return [best for each in prompts for best in sorted(each, key=_mean_logprob, reverse=True)[:n]]
+
+
+def _mean_logprob(gathered: Gathered) -> float:
+    return sum(info.logprob for info in gathered.infos) / max(1, len(gathered.infos))
 
 
 def _echo(door: Door, prompt: str | list[int], skip_special_tokens: bool) -> str:

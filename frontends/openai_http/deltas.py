@@ -22,7 +22,10 @@ Result = TypeVar("Result")
 class Deltas:
     """``batch()`` until it gives nothing. ``close()`` in every case: it aborts what still runs."""
 
-    def __init__(self, sources: Sequence[AsyncIterator[TextDelta]]) -> None:
+    def __init__(self, sources: Sequence[AsyncIterator[TextDelta]], *, least: int = 1) -> None:
+        """:param least: tokens that a batch has, unless it is the last."""
+        self._least = least
+        self._handed_out = 0  # tokens
         self._ready: list[Numbered] = []
         self._error: Exception | None = None
         self._running = len(sources)
@@ -35,7 +38,9 @@ class Deltas:
 
         :raises RequestError, EngineDeadError: what a source raised, after everything before it has been handed out.
         """
-        while not self._ready:
+        while not self._ready or self.num_tokens - self._handed_out < self._least:
+            if self._ready and (self._error is not None or not self._running):
+                break
             if self._error is not None:
                 raise self._error
             if not self._running:
@@ -43,6 +48,7 @@ class Deltas:
             self._wake.clear()
             await self._wake.wait()
         ready, self._ready = self._ready, []
+        self._handed_out = self.num_tokens
         return ready if len(ready) == 1 else _coalesced(ready)
 
     def fail(self, error: Exception) -> None:

@@ -40,6 +40,8 @@ class Call:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    every_token: bool = False  # each is told of, also one that adds no text
+    tokens_a_chunk: int = 1
 
     @property
     def request_ids(self) -> list[str]:
@@ -63,6 +65,8 @@ class Call:
             stream=bool(body.stream),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
+            every_token=bool(body.return_token_ids),
+            tokens_a_chunk=body.max_streaming_response_tokens or 1,
         )
 
 
@@ -158,7 +162,8 @@ class Door:
             [
                 generate(prompt, call.params, request_id=request_id, priority=call.priority, cache_salt=call.cache_salt)
                 for request_id, prompt in zip(call.request_ids, call.prompts, strict=True)
-            ]
+            ],
+            least=call.tokens_a_chunk,
         )
         self._calls[call.id] = running = _Running(call, deltas, asker.get())
         self._idle.clear()

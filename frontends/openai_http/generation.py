@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Gathered:
     number: int
     texts: list[str] = field(default_factory=list)
     infos: list[TokenInfo] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     last: TextDelta | None = None
 
     @property
@@ -39,14 +40,14 @@ class Gathered:
 
 
 class Form(Protocol):
-    """How a route words its answer: each method gives one entry of ``choices``."""
+    """How a route words its answer: each method gives one entry of ``choices``; a piece may be held for later ones."""
 
     object: str
     chunk_object: str
 
     def opening(self, choice: int) -> dict[str, Any] | None: ...
 
-    def piece(self, choice: int, delta: TextDelta) -> dict[str, Any]: ...
+    def piece(self, choice: int, delta: TextDelta) -> dict[str, Any] | None: ...
 
     def closing(self, choice: int, delta: TextDelta) -> dict[str, Any]: ...
 
@@ -76,6 +77,7 @@ class Progress:
             if self._keep_text:
                 gathered.texts.append(delta.text)
                 gathered.infos += delta.logprobs or ()
+                gathered.ids += delta.token_ids
             taken.append((choice, delta))
         return taken
 
@@ -101,8 +103,13 @@ class Progress:
         }
 
 
-async def answer(door: Door, request: Request, call: Call, form: Form) -> Response:
-    """:raises RequestError, EngineDeadError, StoppingError, GenerationError: as long as nothing has been sent."""
+async def answer(
+    door: Door, request: Request, call: Call, form: Form, choosing: Callable[[list[Gathered]], list[Gathered]] = list
+) -> Response:
+    """``choosing``: which of the choices are told, of an answer that is given whole.
+
+    :raises RequestError, EngineDeadError, StoppingError, GenerationError: as long as nothing has been sent.
+    """
     watch = Stopwatch(door.metrics)
     deltas = door.begin(call)
     progress = Progress(call, watch, keep_text=not call.stream)
@@ -111,7 +118,7 @@ async def answer(door: Door, request: Request, call: Call, form: Form) -> Respon
     try:
         if not call.stream:
             await while_connected(request.receive, _collect(deltas, progress))
-            choices = [form.whole(choice, gathered) for choice, gathered in enumerate(progress.choices)]
+            choices = [form.whole(choice, gathered) for choice, gathered in enumerate(choosing(progress.choices))]
             return response_to(200, _shared(door, call, form.object) | {"choices": choices, "usage": progress.usage()}, headers)
         # The status line waits for the first delta, so that a refusal can still be a status.
         first = await while_connected(request.receive, deltas.batch())
@@ -162,8 +169,8 @@ async def _events(
     try:
         while True:
             for choice, delta in taken:
-                if delta.text or delta.logprobs:
-                    ready.append(chunk(form.piece(choice, delta)))
+                if (delta.text or delta.logprobs or call.every_token) and (piece := form.piece(choice, delta)) is not None:
+                    ready.append(chunk(piece))
                 if delta.finish_reason not in (None, "error"):
                     ready.append(chunk(form.closing(choice, delta)))
             if ready:

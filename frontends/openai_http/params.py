@@ -55,12 +55,11 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_log
         raise RequestError(
             "suffix is not supported: this model only continues text", param="suffix", code="unsupported_parameter"
         )
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise RequestError(
-            f"best_of ({body.best_of}) must equal n ({body.n or 1}): choosing among more than n is not supported",
-            param="best_of",
-            code="unsupported_parameter",
-        )
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise RequestError(f"best_of ({body.best_of}) must be at least n ({body.n or 1})", param="best_of")
+    chooses = body.best_of is not None and body.best_of > (body.n or 1)
+    if chooses and body.stream:
+        raise RequestError("the best of several is known at their end: best_of cannot be streamed", param="best_of")
     if body.echo and body.logprobs is not None:
         raise RequestError(
             "echo with logprobs is not supported: log-probabilities of the prompt are not computed",
@@ -68,7 +67,13 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_log
             code="unsupported_parameter",
         )
     wanted = None if body.logprobs is None else _logprobs("logprobs", body.logprobs, max_logprobs)
-    return _params(body, defaults, "max_tokens", COMPLETION_TOKENS, wanted)
+    params = _params(body, defaults, "max_tokens", COMPLETION_TOKENS, wanted)
+    if not chooses:
+        return params
+    try:
+        return msgspec.structs.replace(params, n=body.best_of, logprobs=wanted or 0)
+    except RequestError as error:
+        raise RequestError(error.message.replace("n ", "best_of ", 1), param="best_of") from None
 
 
 def check_supported(body: GenerationBody) -> None:

@@ -142,6 +142,8 @@ class GenerationBody(Wire):
     guided_grammar: Any = None
     structured_outputs: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = Field(None, min_length=1)
+    return_token_ids: bool | None = None
+    max_streaming_response_tokens: int | None = Field(None, ge=1)
 
     def demands(self) -> Iterator[str]:
         """Names of fields that ask for what this server cannot do."""
