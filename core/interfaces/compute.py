@@ -1,6 +1,6 @@
 """A compute backend: the few fused operations a decoder needs, and the memory they work on.
 
-One step of the engine runs, for every layer::
+One step of the engine runs ``layer`` for every layer, which is::
 
     q      = backend.qkv(hidden, input_norm, qkv, kv, layer, step)     norm + projection + rope + K/V write
     mixed  = backend.attention(q, kv, layer, step)                     paged, causal, grouped-query
@@ -149,6 +149,18 @@ class Linear(ABC):
     format: str  # how it is held, for people: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Layer:
+    """The placed weights of one layer."""
+
+    input_norm: Array
+    qkv: Linear
+    o: Linear
+    post_norm: Array
+    gate_up: Linear
+    down: Linear
+
+
 class Copying(ABC):
     """Copies of pages under way."""
 
@@ -255,6 +267,14 @@ class ComputeBackend(ABC):
     @abstractmethod
     def embed(self, table: Array, step: Any) -> Array:
         """[T, H] rows of the embedding."""
+
+    def layer(self, hidden: Array, layer: Layer, kv: KVCache, index: int, step: Any) -> Array:
+        """What a layer makes of the hidden states. A backend that has one launch for all of it may override this."""
+        q = self.qkv(hidden, layer.input_norm, layer.qkv, kv, index, step)
+        mixed = self.attention(q, kv, index, step)
+        hidden = self.linear_add(mixed, layer.o, hidden)
+        gated = self.gate_up(hidden, layer.post_norm, layer.gate_up)
+        return self.linear_add(gated, layer.down, hidden)
 
     @abstractmethod
     def qkv(self, hidden: Array, norm: Array, weight: Linear, kv: KVCache, layer: int, step: Any) -> Array:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from core.interfaces.compute import Array, ComputeBackend, KVCache, Linear
+from core.interfaces.compute import Array, ComputeBackend, KVCache, Layer, Linear
 from core.interfaces.model import DecoderSpec, Weight, WeightName
 from core.interfaces.quantizer import Quantizer
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    input_norm: Array
-    qkv: Linear
-    o: Linear
-    post_norm: Array
-    gate_up: Linear
-    down: Linear
 
 
 class Decoder:
@@ -54,11 +43,7 @@ class Decoder:
         backend = self.backend
         hidden = backend.embed(self.embedding, step)
         for index, layer in enumerate(self.layers):
-            q = backend.qkv(hidden, layer.input_norm, layer.qkv, kv, index, step)
-            mixed = backend.attention(q, kv, index, step)
-            hidden = backend.linear_add(mixed, layer.o, hidden)
-            gated = backend.gate_up(hidden, layer.post_norm, layer.gate_up)
-            hidden = backend.linear_add(gated, layer.down, hidden)
+            hidden = backend.layer(hidden, layer, kv, index, step)
         return backend.logits(hidden, self.final_norm, self.head, step)
 
     @property

@@ -47,7 +47,7 @@ class TorchBackend(ComputeBackend):
         self.dtype = dtype
         self.ahead = device != "cpu"
         self._target = Target(torch.device(device), DTYPES[dtype])
-        self._embedding: Tensor | None = None  # until a tied head has been placed
+        self._embedding: Any = None  # until a tied head has been placed
         self._ranks: Collective | None = None
         self._vocab = 0  # of all ranks together
         if self._target.device.type == "cpu":

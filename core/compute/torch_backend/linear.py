@@ -31,7 +31,6 @@ class TorchLinear(Linear):
     """A projection that torch can apply. Subclasses hold the weight in their own format."""
 
     native = 0  # address of its description, where native kernels multiply by it
-    most_tokens = 0  # of a step, up to which they do
 
     def __init__(self, role: Role, shape: Sequence[int], nbytes: int, format: str) -> None:
         self.role = role

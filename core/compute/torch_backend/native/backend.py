@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from core.compute.torch_backend import machine
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
 from core.compute.torch_backend.linear import TorchLinear
 from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
-from core.compute.torch_backend.native.linear import NativeTarget
+from core.compute.torch_backend.native.linear import NativeDense, NativeLinear, NativeTarget
 from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
 from core.compute.torch_backend.step import Step
-from core.interfaces.compute import DType, KVCache, Linear, StepBatch
-from core.interfaces.model import DecoderSpec
+from core.interfaces.compute import DType, KVCache, Layer, Linear, StepBatch
+from core.interfaces.model import DecoderSpec, Weight
+from core.interfaces.quantizer import Quantizer
 
 linear.NATIVE_KERNELS |= packed.KERNELS
 log = logging.getLogger("dovetail.compute")
 DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
+
+
+def described(layer: Layer) -> NDArray[np.int64] | None:
+    """As a struct (src/layer.h), where all of a layer is native for steps of every size."""
+    linears = [each for each in (layer.qkv, layer.o, layer.gate_up, layer.down) if isinstance(each, NativeLinear)]
+    if len(linears) < 4:
+        return None
+    norms = layer.input_norm, layer.post_norm
+    addresses = [*(linear.native for linear in linears), *(norm.weight.data_ptr() for norm in norms)]
+    return np.array([*addresses, np.array(layer.input_norm.eps, np.float64).view(np.int64)], np.int64)
 
 
 class NativeBackend(TorchBackend):
@@ -30,7 +46,7 @@ class NativeBackend(TorchBackend):
         """:raises NotBuiltError: when the library cannot be had."""
         super().__init__("cpu", dtype, threads)
         library.start(torch.get_num_threads())
-        self._target = NativeTarget(self._target.device, self._target.dtype)
+        self._target = self._native = NativeTarget(self._target.device, self._target.dtype)
         self._bfloat16 = int(dtype == "bfloat16")
         shape, step, pages, around = ADDRESS, ADDRESS, (ADDRESS, ADDRESS), (ADDRESS, ADDRESS, REAL)
         self._rms_norm = library.function("rms_norm", NUMBER, *around, NUMBER, NUMBER, ADDRESS)
@@ -40,7 +56,21 @@ class NativeBackend(TorchBackend):
         self._linear_qkv = library.function("linear_qkv", ADDRESS, *around, shape, step, *pages, ADDRESS)
         self._linear_add = library.function("linear_add", ADDRESS, NUMBER, ADDRESS, NUMBER, ADDRESS)
         self._linear_gate_up = library.function("linear_gate_up", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
+        self._whole_layer = library.function("whole_layer", ADDRESS, shape, step, *pages, ADDRESS)
+        self._layers: WeakKeyDictionary[Layer, NDArray[np.int64] | None] = WeakKeyDictionary()
         self._linear_logits = library.function("linear_logits", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
+
+    def place(self, weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None) -> Any:
+        placed = super().place(weight, spec, quantizer)
+        head_apart = self.split or (quantizer is not None and "head" in quantizer.roles)
+        if weight.name.role != "embed" or not spec.tied_head or not self._bfloat16 or head_apart:
+            return placed
+        with machine.memory_for(f"the weights of the model, at {weight.name}", "take a smaller model", "free memory"):
+            placed = self._embedding = self._native.embedding_and_head(placed)
+        return placed
+
+    def embed(self, table: Tensor | NativeDense, step: Step | NativeStep) -> Tensor:
+        return table.rows(step.token_ids) if isinstance(table, NativeDense) else super().embed(table, step)  # type: ignore[arg-type]
 
     def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         why = refusal(spec)
@@ -52,6 +82,18 @@ class NativeBackend(TorchBackend):
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step | NativeStep:  # type: ignore[override]
         return upload(batch) if isinstance(kv, NativeKV) else super().upload(batch, spec, kv)
 
+    def layer(self, hidden: Tensor, layer: Layer, kv: KVCache, index: int, step: Step | NativeStep) -> Tensor:
+        if layer not in self._layers:
+            self._layers[layer] = None if self.split else described(layer)
+        native = self._layers[layer]
+        if native is None or not isinstance(step, NativeStep):
+            out: Tensor = super().layer(hidden, layer, kv, index, step)
+            return out
+        assert isinstance(kv, NativeKV)
+        pages = kv.key_addresses[index], kv.value_addresses[index]
+        self._whole_layer(native.ctypes.data, kv.shape, step.address, *pages, hidden.data_ptr())
+        return hidden
+
     def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step | NativeStep) -> Tensor:
         assert isinstance(weight, TorchLinear)
         if not isinstance(step, NativeStep):
@@ -59,7 +101,7 @@ class NativeBackend(TorchBackend):
         assert isinstance(kv, NativeKV)
         q = torch.empty((step.tokens, kv.spec.q_width), dtype=hidden.dtype)
         places = kv.key_addresses[layer], kv.value_addresses[layer], q.data_ptr()
-        if step.tokens <= weight.most_tokens:
+        if weight.native:
             around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
             self._linear_qkv(weight.native, *around, kv.shape, step.address, *places)
         else:
@@ -78,7 +120,7 @@ class NativeBackend(TorchBackend):
 
     def linear_add(self, x: Tensor, weight: Linear, residual: Tensor) -> Tensor:
         assert isinstance(weight, TorchLinear)
-        if self.split or len(x) > weight.most_tokens:
+        if self.split or not weight.native:
             return super().linear_add(x, weight, residual)
         self._linear_add(weight.native, self._bfloat16, x.data_ptr(), len(x), residual.data_ptr())
         return residual
@@ -87,7 +129,7 @@ class NativeBackend(TorchBackend):
         assert isinstance(weight, TorchLinear)
         tokens, width = len(hidden), weight.out_features // 2
         out = torch.empty((tokens, width), dtype=hidden.dtype)
-        if tokens <= weight.most_tokens:
+        if weight.native:
             around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
             self._linear_gate_up(weight.native, self._bfloat16, *around, tokens, out.data_ptr())
         else:
@@ -97,7 +139,7 @@ class NativeBackend(TorchBackend):
 
     def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step | NativeStep) -> Tensor:
         assert isinstance(head, TorchLinear)
-        if not 0 < step.num_logits <= head.most_tokens:
+        if not head.native or not step.num_logits:
             return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
         if step.logit_rows is not None:
             hidden = hidden.index_select(0, step.logit_rows)

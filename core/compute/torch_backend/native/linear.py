@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear
 from core.compute.torch_backend.native import library
@@ -17,19 +16,15 @@ from core.interfaces.model import Role
 
 NATIVE_KERNELS: dict[str, QuantizedKernel] = {}
 """Native linears that multiply by a packed layout as it is, by the layout's name; asked before those of torch."""
-MOST_TOKENS = {torch.bfloat16: 1 << 20, torch.float32: 0}
-"""Of a step, up to which products with unpacked weights are native. In bfloat16 all: they keep up with oneDNN, which would pack
-the weights anew each time. In float32 none: who asks for it wants exactness, and other orders of summing take the demo's
-logits further from transformers'."""
 AT_A_TIME = 512  # tokens whose products are made in one call
 
 
 class NativeLinear(TorchLinear):
-    def describe(self, native: int | None, most_tokens: int) -> None:
-        """``native``: address of a ``Linear`` (src/linear.h), freed with this object. Above ``most_tokens``: ``__call__``."""
+    def describe(self, native: int | None) -> None:
+        """``native``: address of a ``Linear`` (src/linear.h), freed with this object."""
         if not native:
             raise MemoryError
-        self.native, self.most_tokens = native, most_tokens
+        self.native = native
         weakref.finalize(self, library.function("linear_delete", ADDRESS), native)
         self._apply = library.function("linear_apply", ADDRESS, NUMBER, ADDRESS, NUMBER, ADDRESS)
 
@@ -50,26 +45,34 @@ class NativeLinear(TorchLinear):
 
 
 class NativeDense(NativeLinear):
-    """[out, in] as the checkpoint has it, in huge pages. A tied head is the embedding itself."""
+    """bfloat16, rearranged into panels. Steps of every size are native: oneDNN would pack the weights anew each time.
 
-    def __init__(self, role: Role, weight: Tensor, format: str, *, shared: bool = False) -> None:
-        super().__init__(role, weight.shape, 0 if shared else weight.nbytes, format)
-        self._weight = weight
-        new = library.function("dense_new", ADDRESS, NUMBER, NUMBER, NUMBER, result=ADDRESS)
-        self.describe(new(weight.data_ptr(), *weight.shape, weight.dtype == torch.bfloat16), MOST_TOKENS[weight.dtype])
+    In float32 none are: who asks for it wants exactness, and other orders of summing take the demo's logits further from
+    transformers'.
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if len(x) <= self.most_tokens:
-            return super().__call__(x)
-        return functional.linear(x, self._weight)
+    def __init__(self, role: Role, weight: Tensor, format: str, memory: HugePages, *, shared: bool = False) -> None:
+        rows, columns = weight.shape
+        panel = int(library.function("dense_panel", result=NUMBER)())  # rows that lie side by side
+        self._pairs = memory.empty((-(-rows // panel), -(-columns // 2), panel, 2), torch.bfloat16)
+        super().__init__(role, weight.shape, 0 if shared else self._pairs.nbytes, format)
+        new = library.function("dense_new", ADDRESS, NUMBER, NUMBER, result=ADDRESS)
+        self.describe(new(self._pairs.data_ptr(), rows, columns))
+        arrange = library.function("dense_arrange", ADDRESS, ADDRESS, ADDRESS)
+        arrange(self.native, weight.contiguous().data_ptr(), self._pairs.data_ptr())
+        self._look_up = library.function("dense_look_up", ADDRESS, ADDRESS, NUMBER, ADDRESS)
 
-    def logits(self, x: Tensor) -> Tensor:
-        return self.product(x) if self.most_tokens else self(x)
+    def rows(self, ids: Tensor) -> Tensor:
+        """Of the matrix, as an embedding gives them."""
+        ids = ids.long()
+        out = torch.empty((len(ids), self.in_features), dtype=torch.bfloat16)
+        self._look_up(self.native, ids.data_ptr(), len(ids), out.data_ptr())
+        return out
 
 
 @dataclass(frozen=True)
 class NativeTarget(Target):
-    """Weights stay unpacked, in huge pages, for native products."""
+    """bfloat16 weights are rearranged into huge pages, for native products."""
 
     memory: HugePages = field(default_factory=HugePages, compare=False)
 
@@ -77,14 +80,22 @@ class NativeTarget(Target):
     def packs(self) -> bool:
         return False
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        return self.memory.empty(shape, self.dtype)
-
     def linear(self, role: Role, dense: Tensor, format: str) -> TorchLinear:
-        return NativeDense(role, dense, f"{format} in native kernels")
+        if self.dtype != torch.bfloat16:
+            return super().linear(role, dense, format)
+        return NativeDense(role, dense, f"{format} in native kernels", self.memory)
 
-    def tied_head(self, embedding: Tensor) -> TorchLinear:
-        return NativeDense("head", embedding, f"{self.format} in native kernels, the embedding it is tied to", shared=True)
+    def tied_head(self, embedding: Tensor | NativeDense) -> TorchLinear:
+        if isinstance(embedding, NativeDense):
+            return embedding
+        if self.dtype != torch.bfloat16:
+            return super().tied_head(embedding)
+        format = f"{self.format} in native kernels, beside the embedding it is tied to"
+        return NativeDense("head", embedding, format, self.memory)
+
+    def embedding_and_head(self, table: Tensor) -> NativeDense:
+        format = f"{self.format} in native kernels, the embedding it is tied to"
+        return NativeDense("head", table, format, self.memory, shared=True)
 
     def kernel(self, layout: str) -> QuantizedKernel | None:
         native, other = NATIVE_KERNELS.get(layout), KERNELS.get(layout)

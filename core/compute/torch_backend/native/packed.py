@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 from core.compute.torch_backend.linear import QuantizedKernel, Target, TorchLinear, borrowed
@@ -22,9 +21,6 @@ from core.interfaces.model import Role
 from core.interfaces.quantizer import Packed
 
 BLOCK = 32  # activations that share a scale; groups of weights are whole blocks
-PANEL = 32  # outputs that lie side by side
-MOST_TOKENS = 64
-"""Of a step, up to which what surrounds the product is computed with it; beyond, the product alone writes less."""
 
 
 class PackedLinear(NativeLinear):
@@ -41,33 +37,20 @@ class PackedLinear(NativeLinear):
         digits = 1 if packed.constants.get("activations") == "int8" else 2
         groups = scale.shape[1] if scale.dim() == 2 else 1
         group = int(packed.constants["group_size"]) if groups > 1 else 0
-        panels, blocks = -(-rows // PANEL), -(-columns // BLOCK)
-        self._codes = memory.empty((panels * PANEL * blocks * BLOCK * bits // 8,), torch.uint8)
-        self._scale = memory.empty((panels, groups, PANEL), scale.dtype if group else torch.float32)
-        filled = functional.pad(scale.view(rows, groups), (0, 0, 0, panels * PANEL - rows))
-        self._scale.copy_(filled.view(panels, PANEL, groups).transpose(1, 2))
+        panel = int(library.function("packed_panel", result=NUMBER)())  # outputs that lie side by side
+        panels, blocks = -(-rows // panel), -(-columns // BLOCK)
+        self._codes = memory.empty((panels * panel * blocks * BLOCK * bits // 8,), torch.uint8)
+        self._scale = memory.empty((panels, groups, panel), scale.dtype if group else torch.float32)
+        filled = functional.pad(scale.view(rows, groups), (0, 0, 0, panels * panel - rows))
+        self._scale.copy_(filled.view(panels, panel, groups).transpose(1, 2))
         name = "a row" if not group else f"in groups of {group}"
         nbytes = self._codes.nbytes + self._scale.nbytes
         super().__init__(role, packed.shape, nbytes, f"int{bits} {name}, {8 * digits}-bit activations in blocks of {BLOCK}")
         new = library.function("packed_new", *(NUMBER,) * 5, ADDRESS, ADDRESS, result=ADDRESS)
         sizes = rows, columns, group, bits, digits
-        self.describe(new(*sizes, self._codes.data_ptr(), self._scale.data_ptr()), MOST_TOKENS)
+        self.describe(new(*sizes, self._codes.data_ptr(), self._scale.data_ptr()))
         arrange = library.function("packed_arrange", ADDRESS, ADDRESS, NUMBER)
         arrange(self.native, codes.data_ptr(), codes.shape[1])
-        self._multiply = library.function("packed_multiply", ADDRESS, NUMBER, ADDRESS, NUMBER, NUMBER, ADDRESS)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x, x.dtype)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self._product(x, torch.float32)
-
-    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty((len(x), self.out_features), dtype=dtype)
-        kinds = x.dtype == torch.bfloat16, dtype == torch.bfloat16
-        self._multiply(self.native, kinds[0], x.data_ptr(), len(x), kinds[1], out.data_ptr())
-        return out
 
 
 def instructions() -> str:

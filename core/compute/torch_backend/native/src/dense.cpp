@@ -1,5 +1,6 @@
-// Weights as they are: [out, in] of bfloat16 or float32, row after row. A product is a dot product along a row; several rows
-// and tokens are multiplied at once, each in an accumulator of its own, so that no result hangs on how many there are.
+// Weights of bfloat16, in panels of rows that lie side by side: [panels, pairs of inputs, PANEL rows, 2]. A product reads them in
+// the order they lie in, which is what memory gives the most for, and sums each row's pairs in their order, whatever the number
+// of tokens. A row of the matrix can be had back: a tied head is the embedding too.
 #include "linear.h"
 #include "team.h"
 #include "vector.h"
@@ -8,154 +9,137 @@
 
 namespace {
 
-template <class T> struct Dense : Linear {
-    const T *weight;
+struct Dense : Linear {
+    const uint32_t *pairs;
+
+    int64_t panel_pairs() const { return (in_features + 1) / 2; }
 };
 
-constexpr int ROWS = 4, TOKENS = 6, MORE_ROWS = 8, FEW_TOKENS = 4; // up to so few tokens, more rows at a time
-constexpr int64_t BLOCK_BYTES = 256 << 10; // of tokens, or of rows, multiplied by each other
-constexpr int64_t AHEAD = 16; // rows that are on their way into the second cache before they are wanted
-
-// `turn` of `turns`: which of the tiles over these rows it is. Each asks for a share of the rows ahead, so that memory never idles.
-template <class T, int R, int M>
-void tile(int64_t turn, int64_t turns, const T *weight, int64_t width, const T *x, int64_t tokens_apart, float *out, int64_t stride) {
-    Floats total[R][M];
-    for (int r = 0; r < R; ++r)
-        for (int m = 0; m < M; ++m) total[r][m] = Floats{};
-    int64_t k = 0;
-#if defined(__AVX512BF16__)
-    if constexpr (sizeof(T) == 2) {
-        const T *ahead[R];
-        for (int r = 0; r < R; ++r) ahead[r] = weight + (r % turns == turn ? AHEAD + r : r) * width;
-        for (; k + 32 <= width; k += 32) {
-            __m512bh tokens[M];
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) tokens[m] = (__m512bh)_mm512_loadu_si512(x + m * tokens_apart + k);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                __builtin_prefetch(ahead[r] + k, 0, 2);
-                __m512bh row = (__m512bh)_mm512_loadu_si512(weight + r * width + k);
-#pragma GCC unroll 8
-                for (int m = 0; m < M; ++m) total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, tokens[m]);
-            }
-        }
-        if (k < width) {
-            __mmask32 mask = (1u << (width - k)) - 1;
-            for (int r = 0; r < R; ++r) {
-                __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, weight + r * width + k);
-                for (int m = 0; m < M; ++m) {
-                    __m512bh token = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + m * tokens_apart + k);
-                    total[r][m] = (Floats)_mm512_dpbf16_ps((__m512)total[r][m], row, token);
-                }
-            }
-        }
-        k = width;
-    }
+constexpr int VECTORS = 2;
+constexpr int64_t PANEL = VECTORS * LANES;
+#if defined(__AVX512F__)
+constexpr int TOKENS = 12; // multiplied at a time: as many as the registers hold sums for
+#else
+constexpr int TOKENS = 2;
 #endif
-    for (; k + LANES <= width; k += LANES) {
-        Floats tokens[M];
-        for (int m = 0; m < M; ++m) tokens[m] = load(x + m * tokens_apart + k);
-        for (int r = 0; r < R; ++r) {
-            Floats row = load(weight + r * width + k);
-            for (int m = 0; m < M; ++m) total[r][m] += row * tokens[m];
-        }
+
+#if defined(__AVX512BF16__)
+typedef __m512bh Pairs;
+inline Pairs load_pairs(const uint32_t *from) { return (Pairs)_mm512_loadu_si512(from); }
+inline Floats dot(Floats total, Pairs row, uint32_t token) {
+    return (Floats)_mm512_dpbf16_ps((__m512)total, row, (Pairs)_mm512_set1_epi32(int(token)));
+}
+#else
+struct Pairs {
+    Floats even, odd;
+};
+inline Pairs load_pairs(const uint32_t *from) {
+    Words both;
+    memcpy(&both, from, sizeof both);
+    return {(Floats)(both << 16), (Floats)(both & 0xffff0000u)};
+}
+inline Floats dot(Floats total, Pairs row, uint32_t token) {
+    return total + row.even * widened(bf16{uint16_t(token)}) + row.odd * widened(bf16{uint16_t(token >> 16)});
+}
+#endif
+
+template <int M> void tile(const uint32_t *panel, int64_t pairs, const uint32_t *x, int64_t apart, float *out, int64_t stride) {
+    Floats total[M][VECTORS];
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < VECTORS; ++v) total[m][v] = Floats{};
+    for (int64_t pair = 0; pair < pairs; ++pair, panel += PANEL) {
+        Pairs row[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) row[v] = load_pairs(panel + v * LANES);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+            for (int v = 0; v < VECTORS; ++v) total[m][v] = dot(total[m][v], row[v], x[m * apart + pair]);
     }
     for (int m = 0; m < M; ++m)
-        for (int first = 0; first < R; first += 4) {
-            Floats four[4] = {};
-            float all[4];
-            for (int r = first; r < R && r < first + 4; ++r) four[r - first] = total[r][m];
-            sums_of_four(four, all);
-            for (int r = first; r < R && r < first + 4; ++r) {
-                float &one = all[r - first];
-                for (int64_t rest = k; rest < width; ++rest)
-                    one += widened(weight[r * width + rest]) * widened(x[m * tokens_apart + rest]);
-                out[m * stride + r] = one;
-            }
-        }
+        for (int v = 0; v < VECTORS; ++v) store(out + m * stride + v * LANES, total[m][v]);
 }
 
-// Tokens in tiles that are as alike as can be.
-template <class T, int R>
-void tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
-    int64_t turns = (tokens + TOKENS - 1) / TOKENS;
-    for (int64_t m = 0, turn = 0; turn < turns; ++turn) {
-        int64_t own = (tokens - m + turns - turn - 1) / (turns - turn);
-        const T *from = x + m * apart;
-        float *to = out + m * stride;
-        switch (own) {
-        case 6: tile<T, R, 6>(turn, turns, weight, width, from, apart, to, stride); break;
-        case 5: tile<T, R, 5>(turn, turns, weight, width, from, apart, to, stride); break;
-        case 4: tile<T, R, 4>(turn, turns, weight, width, from, apart, to, stride); break;
-        case 3: tile<T, R, 3>(turn, turns, weight, width, from, apart, to, stride); break;
-        case 2: tile<T, R, 2>(turn, turns, weight, width, from, apart, to, stride); break;
-        case 1: tile<T, R, 1>(turn, turns, weight, width, from, apart, to, stride); break;
-        }
-        m += own;
-    }
+using Tile = void (*)(const uint32_t *, int64_t, const uint32_t *, int64_t, float *, int64_t);
+
+template <int M = TOKENS> Tile of_tokens(int64_t tokens) {
+    if constexpr (M > 1)
+        if (tokens < M) return of_tokens<M - 1>(tokens);
+    return tile<M>;
 }
 
-template <class T>
-void few_tokens_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, float *out, int64_t stride) {
-    switch (tokens) {
-    case 4: return tile<T, MORE_ROWS, 4>(0, 1, weight, width, x, apart, out, stride);
-    case 3: return tile<T, MORE_ROWS, 3>(0, 1, weight, width, x, apart, out, stride);
-    case 2: return tile<T, MORE_ROWS, 2>(0, 1, weight, width, x, apart, out, stride);
-    case 1: return tile<T, MORE_ROWS, 1>(0, 1, weight, width, x, apart, out, stride);
-    }
-}
-
-template <class T>
-void rows_of(const T *weight, int64_t width, const T *x, int64_t apart, int64_t tokens, int64_t rows, float *out, int64_t stride) {
-    int64_t row = 0;
-    if (tokens <= FEW_TOKENS)
-        for (; row + MORE_ROWS <= rows; row += MORE_ROWS)
-            few_tokens_of<T>(weight + row * width, width, x, apart, tokens, out + row, stride);
-    for (; row + ROWS <= rows; row += ROWS) tokens_of<T, ROWS>(weight + row * width, width, x, apart, tokens, out + row, stride);
-    for (; row < rows; ++row) tokens_of<T, 1>(weight + row * width, width, x, apart, tokens, out + row, stride);
-}
-
-// Many tokens: as many of them and of the rows at a time as the second cache holds.
-template <class T>
 void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
-    const T *weight = static_cast<const Dense<T> *>(linear)->weight, *x = static_cast<const T *>(prepared);
-    int64_t width = linear->in_features, apart = linear->prepared_bytes / sizeof(T);
-    int64_t together = BLOCK_BYTES / (width * int64_t(sizeof(T))) / (2 * TOKENS) * (2 * TOKENS);
-    together = together < 4 * TOKENS ? 4 * TOKENS : together;
-    int64_t block = tokens <= together ? last - first : together;
-    for (int64_t row = first; row < last; row += block) {
-        int64_t own_rows = last - row < block ? last - row : block;
-        for (int64_t token = 0; token < tokens; token += together) {
-            int64_t own = tokens - token < together ? tokens - token : together;
-            rows_of(weight + row * width, width, x + token * apart, apart, own, own_rows, out + token * stride + row - first, stride);
+    const Dense &dense = static_cast<const Dense &>(*linear);
+    const uint32_t *x = static_cast<const uint32_t *>(prepared);
+    int64_t pairs = dense.panel_pairs(), apart = linear->prepared_bytes / 4, tiles = (tokens + TOKENS - 1) / TOKENS;
+    for (int64_t row = first; row < last; row += PANEL) {
+        const uint32_t *panel = dense.pairs + row * pairs;
+        // Tiles that are as alike as can be.
+        for (int64_t number = 0; number < tiles; ++number) {
+            int64_t token = tokens * number / tiles, own = tokens * (number + 1) / tiles - token;
+            const uint32_t *from = x + token * apart;
+            float *to = out + token * stride + row - first;
+            if (last - row >= PANEL) {
+                of_tokens(own)(panel, pairs, from, apart, to, stride);
+                continue;
+            }
+            float whole[TOKENS * PANEL];
+            of_tokens(own)(panel, pairs, from, apart, whole, PANEL);
+            for (int64_t m = 0; m < own; ++m) memcpy(to + m * stride, whole + m * PANEL, (last - row) * 4);
         }
     }
 }
 
-template <class T> void prepare(const Linear *linear, const float *x, void *prepared) {
-    T *to = static_cast<T *>(prepared);
+void prepare(const Linear *linear, const float *x, void *prepared) {
+    bf16 *to = static_cast<bf16 *>(prepared);
     int64_t k = 0;
     for (; k + LANES <= linear->in_features; k += LANES) store(to + k, load(x + k));
     for (; k < linear->in_features; ++k) narrow(to + k, x[k]);
-}
-
-template <class T> Linear *made(const void *weight, int64_t out_features, int64_t in_features) {
-    auto *linear = static_cast<Dense<T> *>(calloc(1, sizeof(Dense<T>)));
-    if (!linear) return nullptr;
-    linear->prepare = prepare<T>;
-    linear->rows = rows<T>;
-    linear->out_features = out_features;
-    linear->in_features = in_features;
-    linear->prepared_bytes = (in_features * int64_t(sizeof(T)) + 63) / 64 * 64;
-    linear->block = 1;
-    linear->weight = static_cast<const T *>(weight);
-    return linear;
+    if (k % 2) to[k] = bf16{0};
 }
 
 } // namespace
 
-EXPORT Linear *dense_new(const void *weight, int64_t out_features, int64_t in_features, int64_t bfloat16) {
-    return bfloat16 ? made<bf16>(weight, out_features, in_features) : made<float>(weight, out_features, in_features);
+EXPORT int64_t dense_panel() { return PANEL; }
+
+// `pairs`: room for [panels, pairs, PANEL], filled by dense_arrange.
+EXPORT Linear *dense_new(const uint32_t *pairs, int64_t out_features, int64_t in_features) {
+    auto *linear = static_cast<Dense *>(calloc(1, sizeof(Dense)));
+    if (!linear) return nullptr;
+    linear->prepare = prepare;
+    linear->rows = rows;
+    linear->out_features = out_features;
+    linear->in_features = in_features;
+    linear->prepared_bytes = (in_features * 2 + 63) / 64 * 64;
+    linear->block = PANEL;
+    linear->pairs = pairs;
+    return linear;
 }
 
 EXPORT void linear_delete(Linear *linear) { free(linear); }
+
+// Lays out rows of bfloat16 [out, in]; those that fill up the last panel are zeros.
+EXPORT void dense_arrange(const Linear *linear, const bf16 *from, uint32_t *to) {
+    constexpr int64_t AT_A_TIME = 16; // pairs: a line of each row
+    int64_t width = linear->in_features, whole = width / 2, pairs = (width + 1) / 2;
+    team::blocks(linear->out_features, PANEL, [&](int64_t first, int64_t last) {
+        uint32_t *panel = to + first * pairs;
+        if (last - first < PANEL || width % 2) memset(panel, 0, pairs * PANEL * 4);
+        for (int64_t start = 0; start < whole; start += AT_A_TIME) {
+            int64_t end = start + AT_A_TIME < whole ? start + AT_A_TIME : whole;
+            for (int64_t row = first; row < last; ++row)
+                for (int64_t pair = start; pair < end; ++pair)
+                    memcpy(panel + pair * PANEL + row - first, from + row * width + 2 * pair, 4);
+        }
+        if (width % 2)
+            for (int64_t row = first; row < last; ++row) panel[whole * PANEL + row - first] = from[row * width + width - 1].bits;
+    });
+}
+
+// Rows of the matrix as they were: to [number, in].
+EXPORT void dense_look_up(const Linear *linear, const int64_t *ids, int64_t number, bf16 *to) {
+    const Dense &dense = static_cast<const Dense &>(*linear);
+    int64_t width = linear->in_features, pairs = dense.panel_pairs();
+    for (int64_t each = 0; each < number; ++each, to += width) {
+        const uint32_t *from = dense.pairs + ids[each] / PANEL * PANEL * pairs + ids[each] % PANEL;
+        for (int64_t k = 0; k < width; ++k) to[k].bits = uint16_t(from[k / 2 * PANEL] >> k % 2 * 16);
+    }
+}

@@ -66,41 +66,43 @@ template <class In, class Out> void convert(const In *from, int64_t number, Out 
 
 constexpr int64_t MOST_DIM = 1024;
 
-// heads [tokens, heads + 2 kv_heads, dim], from the step's token `first` on: q is turned into `q`, k turned and v as it is are
-// written to their slots.
+// One head of a token: of q it is turned into `q`, of k turned and of v as it is written to its slot.
+template <class In, class T>
+void place_head(const In *from, const Shape &shape, const Step &step, int64_t head, int64_t token, T *keys, T *values, T *q) {
+    int64_t dim = shape.dim, turning = shape.heads + shape.kv_heads, slot = step.slots[token] * shape.kv_heads * dim;
+    if (head >= turning) return convert(from, dim, values + slot + (head - turning) * dim);
+    float turned[MOST_DIM];
+    int64_t position = step.positions[token] * (dim / 2);
+    turn(from, shape.cosines + position, shape.sines + position, dim, shape.interleaved, turned);
+    convert(turned, dim, head < shape.heads ? q + (token * shape.heads + head) * dim : keys + slot + (head - shape.heads) * dim);
+}
+
+// heads [tokens, heads + 2 kv_heads, dim], from the step's token `first` on.
 template <class In, class T>
 void place(const In *heads, const Shape &shape, const Step &step, int64_t first, int64_t tokens, T *keys, T *values, T *q) {
-    int64_t dim = shape.dim, turning = shape.heads + shape.kv_heads, all = turning + shape.kv_heads;
-    tokens_each(tokens, all * dim, [&](int64_t number) {
-        float turned[MOST_DIM];
-        const In *own = heads + number * all * dim;
-        int64_t token = first + number;
-        const float *cosine = shape.cosines + step.positions[token] * (dim / 2);
-        const float *sine = shape.sines + step.positions[token] * (dim / 2);
-        int64_t slot = step.slots[token] * shape.kv_heads * dim;
-        for (int64_t head = 0; head < turning; ++head) {
-            turn(own + head * dim, cosine, sine, dim, shape.interleaved, turned);
-            T *to = head < shape.heads ? q + (token * shape.heads + head) * dim : keys + slot + (head - shape.heads) * dim;
-            convert(turned, dim, to);
-        }
-        convert(own + turning * dim, shape.kv_heads * dim, values + slot);
+    int64_t dim = shape.dim, all = shape.heads + 2 * shape.kv_heads;
+    tokens_each(tokens, all * dim, [&](int64_t token) {
+        for (int64_t head = 0; head < all; ++head)
+            place_head(heads + (token * all + head) * dim, shape, step, head, first + token, keys, values, q);
     });
 }
 
+template <class In, class T> void gated(const In *gate, const In *up, int64_t width, T *to) {
+    int64_t k = 0;
+    for (; k + LANES <= width; k += LANES) {
+        Floats x = largest(filled(-100.0f), load(gate + k)); // below, the result is 0; a NaN stays one
+        store(to + k, x / (1.0f + exponential(-x)) * load(up + k));
+    }
+    for (; k < width; ++k) {
+        float x = widened(gate[k]);
+        narrow(to + k, x / (1.0f + std::exp(-x)) * widened(up[k]));
+    }
+}
+
 // in [tokens, 2 width] -> silu(first half) * second half
-template <class In, class T> void gated(const In *in, int64_t tokens, int64_t width, T *to) {
+template <class In, class T> void all_gated(const In *in, int64_t tokens, int64_t width, T *to) {
     tokens_each(tokens, 2 * width, [&](int64_t token) {
-        const In *gate = in + token * 2 * width, *up = gate + width;
-        T *own = to + token * width;
-        int64_t k = 0;
-        for (; k + LANES <= width; k += LANES) {
-            Floats x = largest(filled(-100.0f), load(gate + k)); // below, the result is 0; a NaN stays one
-            store(own + k, x / (1.0f + exponential(-x)) * load(up + k));
-        }
-        for (; k < width; ++k) {
-            float x = widened(gate[k]);
-            narrow(own + k, x / (1.0f + std::exp(-x)) * widened(up[k]));
-        }
+        gated(in + token * 2 * width, in + token * 2 * width + width, width, to + token * width);
     });
 }
 
@@ -129,18 +131,26 @@ const void *prepared_of_normed(const Linear *linear, const T *x, const T *weight
     return prepared;
 }
 
-constexpr int64_t TASKS_A_MEMBER = 8, LEAST_ROWS = 64, MOST_ROWS = 512;
+constexpr int64_t TASKS_A_MEMBER = 8, LEAST_ROWS = 32, MOST_ROWS = 256;
+constexpr int64_t MOST_PRODUCTS = 1 << 16; // of a task: as many as stay in the second cache
 
-// body(first, last) for rows of the weight, enough of them at a time.
-template <class Body> void rows_each(const Linear *linear, Body &&body) {
-    int64_t rows = linear->out_features / (TASKS_A_MEMBER * team::size());
-    rows = rows < LEAST_ROWS ? LEAST_ROWS : rows > MOST_ROWS ? MOST_ROWS : rows;
-    rows = (rows + linear->block - 1) / linear->block * linear->block;
-    team::blocks(linear->out_features, rows, body);
+// body(first, last, products) for some of `rows` rows at a time; products has room for [tokens, last - first] `times` over.
+template <class Body> void rows_each(int64_t rows, int64_t block, int64_t tokens, int64_t times, Body &&body) {
+    int64_t own = rows / (TASKS_A_MEMBER * team::size());
+    own = own < LEAST_ROWS ? LEAST_ROWS : own > MOST_ROWS ? MOST_ROWS : own;
+    if (times * tokens * own > MOST_PRODUCTS) own = MOST_PRODUCTS / (times * tokens);
+    own = (own + block - 1) / block * block;
+    team::blocks(
+        rows, own,
+        [&](int64_t first, int64_t last) {
+            static thread_local Scratch memory;
+            body(first, last, reinterpret_cast<float *>(memory.take(times * tokens * (last - first) * 4)));
+        },
+        true);
 }
 
 void product(const Linear *linear, const void *prepared, int64_t tokens, float *out) {
-    rows_each(linear, [&](int64_t first, int64_t last) {
+    rows_each(linear->out_features, linear->block, 0, 0, [&](int64_t first, int64_t last, float *) {
         linear->rows(linear, prepared, tokens, first, last, out + first, linear->out_features);
     });
 }
@@ -159,20 +169,71 @@ template <class Body> void tokens_at_a_time(int64_t tokens, Body &&body) {
         body(first, tokens - first < MOST_TOKENS ? tokens - first : MOST_TOKENS);
 }
 
-template <class T> void add(const Linear *linear, const T *x, int64_t tokens, T *residual) {
-    const void *prepared = prepared_of(linear, x, tokens);
-    int64_t width = linear->out_features;
-    float *out = reinterpret_cast<float *>(product_memory.take(tokens * width * 4));
-    rows_each(linear, [&](int64_t first, int64_t last) {
-        linear->rows(linear, prepared, tokens, first, last, out + first, width);
-        for (int64_t token = 0; token < tokens; ++token) {
-            const float *sums = out + token * width;
-            T *to = residual + token * width;
-            int64_t row = first;
-            for (; row + LANES <= last; row += LANES) store(to + row, load(to + row) + load(sums + row));
-            for (; row < last; ++row) narrow(to + row, widened(to[row]) + sums[row]);
-        }
+template <class T>
+void qkv(const Linear *linear, const T *hidden, const T *norm, float eps, const Shape &shape, const Step &step, T *keys,
+         T *values, T *q) {
+    tokens_at_a_time(step.tokens, [&](int64_t start, int64_t tokens) {
+        const void *prepared = prepared_of_normed(linear, hidden + start * linear->in_features, norm, eps, tokens);
+        int64_t dim = shape.dim;
+        if (dim % linear->block || linear->out_features / dim < 4 * team::size())
+            return place(product(linear, prepared, tokens), shape, step, start, tokens, keys, values, q);
+        rows_each(linear->out_features, dim, tokens, 1, [&](int64_t first, int64_t last, float *products) {
+            linear->rows(linear, prepared, tokens, first, last, products, last - first);
+            for (int64_t token = 0; token < tokens; ++token)
+                for (int64_t row = first; row < last; row += dim, products += dim)
+                    place_head(products, shape, step, row / dim, start + token, keys, values, q);
+        });
     });
+}
+
+template <class T> void add(const Linear *linear, const T *x, int64_t all, T *residual) {
+    int64_t width = linear->out_features;
+    tokens_at_a_time(all, [&](int64_t start, int64_t tokens) {
+        const void *prepared = prepared_of(linear, x + start * linear->in_features, tokens);
+        rows_each(width, linear->block, tokens, 1, [&](int64_t first, int64_t last, float *products) {
+            linear->rows(linear, prepared, tokens, first, last, products, last - first);
+            for (int64_t token = 0; token < tokens; ++token) {
+                T *to = residual + (start + token) * width + first;
+                const float *sums = products + token * (last - first);
+                int64_t row = 0;
+                for (; row + LANES <= last - first; row += LANES) store(to + row, load(to + row) + load(sums + row));
+                for (; row < last - first; ++row) narrow(to + row, widened(to[row]) + sums[row]);
+            }
+        });
+    });
+}
+
+template <class T>
+void gate_up(const Linear *linear, const T *hidden, const T *norm, float eps, int64_t all, T *to) {
+    int64_t width = linear->out_features / 2;
+    tokens_at_a_time(all, [&](int64_t start, int64_t tokens) {
+        const void *prepared = prepared_of_normed(linear, hidden + start * linear->in_features, norm, eps, tokens);
+        if (width % linear->block) return all_gated(product(linear, prepared, tokens), tokens, width, to + start * width);
+        rows_each(width, linear->block, tokens, 2, [&](int64_t first, int64_t last, float *gate) {
+            int64_t own = last - first;
+            float *up = gate + tokens * own;
+            linear->rows(linear, prepared, tokens, first, last, gate, own);
+            linear->rows(linear, prepared, tokens, width + first, width + last, up, own);
+            for (int64_t token = 0; token < tokens; ++token)
+                gated(gate + token * own, up + token * own, own, to + (start + token) * width + first);
+        });
+    });
+}
+
+thread_local Scratch layer_memory;
+
+template <class T>
+void layer(const Layer &l, const Shape &shape, const Step &step, T *keys, T *values, T *hidden) {
+    int64_t tokens = step.tokens, q_width = shape.heads * shape.dim, width = l.gate_up->out_features / 2;
+    int64_t q_bytes = (tokens * q_width * int64_t(sizeof(T)) + 63) / 64 * 64;
+    char *memory = layer_memory.take(2 * q_bytes + tokens * width * int64_t(sizeof(T)));
+    T *q = reinterpret_cast<T *>(memory), *mixed = reinterpret_cast<T *>(memory + q_bytes);
+    T *between = reinterpret_cast<T *>(memory + 2 * q_bytes);
+    qkv(l.qkv, hidden, static_cast<const T *>(l.input_norm), l.eps, shape, step, keys, values, q);
+    attention(&shape, &step, q, keys, values, mixed);
+    add(l.o, mixed, tokens, hidden);
+    gate_up(l.gate_up, hidden, static_cast<const T *>(l.post_norm), l.eps, tokens, between);
+    add(l.down, between, tokens, hidden);
 }
 
 } // namespace
@@ -201,41 +262,41 @@ EXPORT void rotate_and_place(const Shape *shape, const Step *step, const void *h
 }
 
 EXPORT void silu_times(int64_t bfloat16, const void *in, int64_t tokens, int64_t width, void *to) {
-    OF_KIND(bfloat16, gated(IN(in), tokens, width, OUT(to)));
+    OF_KIND(bfloat16, all_gated(IN(in), tokens, width, OUT(to)));
 }
 
 // --- around a native projection ---
 
 EXPORT void linear_qkv(const Linear *linear, const void *hidden, const void *norm, float eps, const Shape *shape,
                        const Step *step, void *keys, void *values, void *q) {
-    OF_KIND(shape->bfloat16, tokens_at_a_time(step->tokens, [&](int64_t first, int64_t tokens) {
-        const T *own = IN(hidden) + first * linear->in_features;
-        const float *heads = product(linear, prepared_of_normed(linear, own, IN(norm), eps, tokens), tokens);
-        place(heads, *shape, *step, first, tokens, OUT(keys), OUT(values), OUT(q));
-    }));
+    OF_KIND(shape->bfloat16, qkv(linear, IN(hidden), IN(norm), eps, *shape, *step, OUT(keys), OUT(values), OUT(q)));
 }
 
 EXPORT void linear_add(const Linear *linear, int64_t bfloat16, const void *x, int64_t tokens, void *residual) {
-    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
-        add(linear, IN(x) + first * linear->in_features, own, OUT(residual) + first * linear->out_features);
-    }));
+    OF_KIND(bfloat16, add(linear, IN(x), tokens, OUT(residual)));
 }
 
 EXPORT void linear_gate_up(const Linear *linear, int64_t bfloat16, const void *hidden, const void *norm, float eps,
                            int64_t tokens, void *to) {
-    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
-        const void *prepared = prepared_of_normed(linear, IN(hidden) + first * linear->in_features, IN(norm), eps, own);
-        const float *both = product(linear, prepared, own);
-        gated(both, own, linear->out_features / 2, OUT(to) + first * (linear->out_features / 2));
-    }));
+    OF_KIND(bfloat16, gate_up(linear, IN(hidden), IN(norm), eps, tokens, OUT(to)));
 }
 
 EXPORT void linear_logits(const Linear *linear, int64_t bfloat16, const void *hidden, const void *norm, float eps,
                           int64_t tokens, float *logits) {
-    OF_KIND(bfloat16, product(linear, prepared_of_normed(linear, IN(hidden), IN(norm), eps, tokens), tokens, logits));
+    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
+        const void *prepared = prepared_of_normed(linear, IN(hidden) + first * linear->in_features, IN(norm), eps, own);
+        product(linear, prepared, own, logits + first * linear->out_features);
+    }));
 }
 
 // The projection alone.
 EXPORT void linear_apply(const Linear *linear, int64_t bfloat16, const void *x, int64_t tokens, float *to) {
-    OF_KIND(bfloat16, product(linear, prepared_of(linear, IN(x), tokens), tokens, to));
+    OF_KIND(bfloat16, tokens_at_a_time(tokens, [&](int64_t first, int64_t own) {
+        product(linear, prepared_of(linear, IN(x) + first * linear->in_features, own), own, to + first * linear->out_features);
+    }));
+}
+
+// All of a layer, its four projections native.
+EXPORT void whole_layer(const Layer *l, const Shape *shape, const Step *step, void *keys, void *values, void *hidden) {
+    OF_KIND(shape->bfloat16, layer(*l, *shape, *step, OUT(keys), OUT(values), OUT(hidden)));
 }

@@ -1,6 +1,9 @@
 // What Python hands over once for a KV cache and once for a step. Every field is eight bytes: an array of int64 there.
 #pragma once
 
+#include "linear.h"
+#include "team.h"
+
 #include <cstdint>
 
 struct Shape {
@@ -19,3 +22,11 @@ struct Step {
     const int32_t *pages;        // [sequences, pages_apart]
     int64_t pages_apart;
 };
+
+struct Layer {
+    const Linear *qkv, *o, *gate_up, *down;
+    const void *input_norm, *post_norm;
+    double eps;
+};
+
+EXPORT void attention(const Shape *shape, const Step *step, const void *q, const void *keys, const void *values, void *out);

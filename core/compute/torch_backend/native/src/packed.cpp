@@ -7,7 +7,6 @@
 // Where lanes.h has nothing for a machine there is none of this, and packed_instructions() says so.
 #include "lanes.h"
 #include "linear.h"
-#include "scratch.h"
 #include "team.h"
 
 #include <cmath>
@@ -23,16 +22,13 @@ using namespace lanes;
 
 constexpr int64_t BLOCK = 32;       // activations to a scale
 constexpr int64_t STEPS = 8;        // of a block: a lane sums four products at a time
-constexpr int64_t PANEL = 2 * LANES;
-constexpr int64_t CHUNK = 384;      // tokens held rounded at a time
-constexpr int64_t NEAR = 8192;      // bytes before the codes being read that the next ones are asked for
-constexpr int64_t FEW = 4;          // tokens that one thread rounds as soon as several would
-constexpr int64_t TASK = 1 << 17;   // bytes of codes worth a task of their own
+constexpr int64_t PANEL = TILES * LANES;
 constexpr float SECOND = 256.f;     // steps of the second digit in one of the first
 constexpr float SMALLEST = 1e-30f;  // a block with nothing larger counts as zeros
 
-// `codes`: unsigned bytes [panels, blocks, 2, STEPS, 16 outputs, 4]; in four bits two steps share a byte's halves, the earlier
-// the low one. `scales`: float32 [panels, 32], or of groups bfloat16 [panels, groups, 32]. Filled up with zeros.
+// `codes`: unsigned bytes [panels, blocks, STEPS, PANEL outputs, 4], which is the order they are read in: memory gives the most to
+// who walks straight on. In four bits two steps share a byte's halves, the earlier the low one. `scales`: float32 [panels, PANEL],
+// or of groups bfloat16 [panels, groups, PANEL]. Filled up with zeros.
 struct Packed : Linear {
     int64_t group; // inputs to a scale; 0: all
     int64_t bits, digits;
@@ -57,20 +53,6 @@ struct Rounded {
 
 const Rounded &row(const Rounded *first, int64_t bytes, int number) {
     return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(first) + number * bytes);
-}
-
-float widened(uint16_t x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-uint16_t narrowed(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest);
 }
 
 // --- activations -----------------------------------------------------------------------------------------------------------
@@ -113,45 +95,34 @@ void round_block(const float *x, int32_t zero, Rounded &first, Rounded *second) 
     second->offset = -zero * put(whole, second->digits);
 }
 
-template <class Read> void round_token(const Packed &m, void *prepared, Read read) {
+void round_token(const Packed &m, const float *x, void *prepared) {
     Rounded *first = static_cast<Rounded *>(prepared), *second = nullptr;
     if (m.digits == 2) second = reinterpret_cast<Rounded *>(static_cast<char *>(prepared) + m.row_bytes());
-    float values[BLOCK];
     for (int64_t block = 0; block < m.blocks(); ++block) {
         const int64_t start = block * BLOCK, left = m.in_features - start;
-        if (left >= BLOCK)
-            for (int i = 0; i < BLOCK; ++i) values[i] = read(start + i);
-        else
-            for (int i = 0; i < BLOCK; ++i) values[i] = i < left ? read(start + i) : 0.f;
-        round_block(values, int32_t(m.zero()), first[block], second ? second + block : nullptr);
+        float last[BLOCK] = {};
+        if (left < BLOCK) memcpy(last, x + start, 4 * left);
+        round_block(left < BLOCK ? last : x + start, int32_t(m.zero()), first[block], second ? second + block : nullptr);
     }
-}
-
-void round_token_of(const Packed &m, void *prepared, const void *x, bool bfloat16) {
-    if (bfloat16)
-        round_token(m, prepared, [&](int64_t i) { return widened(static_cast<const uint16_t *>(x)[i]); });
-    else
-        round_token(m, prepared, [&](int64_t i) { return static_cast<const float *>(x)[i]; });
 }
 
 // --- the product -----------------------------------------------------------------------------------------------------------
 
-// What to bring nearer meanwhile: some lines of memory with every block.
+// What to bring nearer meanwhile: some lines of memory with every block. Behind a task's last panel, too: most often its
+// thread goes on there.
 struct Ahead {
-    const uint8_t *at, *end;
+    const uint8_t *at;
     int64_t lines;
 };
 
-// Of the TILES x 16 outputs that `codes` and `scales` begin with. `group`: blocks to a scale. `apart`: bytes between rows of x.
+// Of the panel that `codes` and `scales` begin with. `group`: blocks to a scale. `apart`: bytes between rows of x.
 template <int N, int BITS, bool GROUPED, int DIGITS>
 inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks, int64_t group, const Rounded *x,
                     int64_t apart, Ahead &ahead, Floats (&sum)[N / DIGITS][TILES]) {
-    constexpr int64_t HALF = LANES * BLOCK * BITS / 8;
     Floats scale[TILES] = {};
     int64_t left = 0;
-    for (int64_t block = 0; block < blocks; ++block, ++x, codes += 2 * HALF) {
-        for (int64_t line = 0; line < ahead.lines && ahead.at < ahead.end; ++line, ahead.at += 64)
-            __builtin_prefetch(ahead.at, 0, 2);
+    for (int64_t block = 0; block < blocks; ++block, ++x, codes += PANEL * BLOCK * BITS / 8) {
+        for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) __builtin_prefetch(ahead.at, 0, 2);
         Ints dots[N][TILES];
         for (int n = 0; n < N; ++n)
             for (int t = 0; t < TILES; ++t) dots[n][t] = ints(row(x, apart, n).offset);
@@ -160,9 +131,9 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
             Codes c[TILES];
             for (int t = 0; t < TILES; ++t) {
                 if (BITS == 8) {
-                    c[t] = load(codes + t * HALF + step * 64);
+                    c[t] = load(codes + (step * TILES + t) * 64);
                 } else {
-                    const Codes both = load(codes + t * HALF + step / 2 * 64);
+                    const Codes both = load(codes + (step / 2 * TILES + t) * 64);
                     c[t] = step % 2 ? high_halves(both) : low_halves(both);
                 }
             }
@@ -190,45 +161,27 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
     }
 }
 
-struct Out {
-    void *at; // [tokens, outputs from `first` on]
-    int64_t stride, first;
-    bool bfloat16;
-};
-
-void write(const float *values, int64_t number, const Out &out, int64_t token, int64_t output) {
-    const int64_t start = token * out.stride + output - out.first;
-    if (out.bfloat16)
-        for (int64_t i = 0; i < number; ++i) static_cast<uint16_t *>(out.at)[start + i] = narrowed(values[i]);
-    else
-        memcpy(static_cast<float *>(out.at) + start, values, 4 * number);
-}
-
 // A panel times N rows.
 template <int N, int BITS, bool GROUPED, int DIGITS>
-void multiply(const Packed &m, int64_t panel, const Rounded *x, Ahead &ahead, const Out &out, int64_t token) {
+void multiply(const Packed &m, int64_t panel, const Rounded *x, Ahead &ahead, float *out, int64_t stride) {
     constexpr int TOKENS = N / DIGITS;
-    alignas(64) float values[TOKENS][PANEL];
-    for (int half = 0; half < 2; half += TILES) {
-        const uint8_t *codes = m.codes + panel * m.panel_bytes() + half * (m.block_bytes() / 2);
-        const uint16_t *scales = nullptr;
-        if (GROUPED) scales = static_cast<const uint16_t *>(m.scales) + panel * m.groups() * PANEL + half * LANES;
-        Floats sum[TOKENS][TILES];
-        for (int n = 0; n < TOKENS; ++n)
-            for (int t = 0; t < TILES; ++t) sum[n][t] = floats(0.f);
-        product<N, BITS, GROUPED, DIGITS>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
-        for (int t = 0; t < TILES; ++t) {
-            const int64_t first = (half + t) * LANES;
-            Floats scale = floats(1.f);
-            if (!GROUPED) scale = load_floats(static_cast<const float *>(m.scales) + panel * PANEL + first);
-            for (int n = 0; n < TOKENS; ++n) store(values[n] + first, mul(sum[n][t], scale));
-        }
+    const uint8_t *codes = m.codes + panel * m.panel_bytes();
+    const uint16_t *scales = nullptr;
+    if (GROUPED) scales = static_cast<const uint16_t *>(m.scales) + panel * m.groups() * PANEL;
+    Floats sum[TOKENS][TILES];
+    for (int n = 0; n < TOKENS; ++n)
+        for (int t = 0; t < TILES; ++t) sum[n][t] = floats(0.f);
+    product<N, BITS, GROUPED, DIGITS>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
+    for (int t = 0; t < TILES; ++t) {
+        Floats scale = floats(1.f);
+        if (!GROUPED) scale = load_floats(static_cast<const float *>(m.scales) + panel * PANEL + t * LANES);
+        for (int n = 0; n < TOKENS; ++n) store(out + n * stride + t * LANES, mul(sum[n][t], scale));
     }
-    const int64_t left = m.out_features - panel * PANEL;
-    for (int n = 0; n < TOKENS; ++n) write(values[n], left < PANEL ? left : PANEL, out, token + n, panel * PANEL);
 }
 
-using Multiply = void (*)(const Packed &, int64_t, const Rounded *, Ahead &, const Out &, int64_t);
+using Multiply = void (*)(const Packed &, int64_t, const Rounded *, Ahead &, float *, int64_t);
+
+constexpr int ROWS_AT_MOST = ROWS > PAIRED_ROWS ? ROWS : PAIRED_ROWS;
 
 constexpr int most_rows(int64_t digits) { return digits == 1 ? ROWS : PAIRED_ROWS; }
 
@@ -247,37 +200,39 @@ Multiply kernel(const Packed &m, int64_t rows) {
     return m.group ? of_digits<4, true>(m, rows) : of_digits<4, false>(m, rows);
 }
 
-// Tokens fall into tiles of nearly the same height. While they are multiplied by a panel, the next one comes nearer.
-void some_panels(const Packed &m, const void *prepared, int64_t tokens, int64_t first, int64_t last, const Out &out) {
+// --- as a Linear -----------------------------------------------------------------------------------------------------------
+
+void prepare(const Linear *linear, const float *x, void *prepared) { round_token(static_cast<const Packed &>(*linear), x, prepared); }
+
+// Tokens fall into tiles of nearly the same height. While several are multiplied by a panel, the next one comes nearer; a single
+// one reads so straight on that asking would only be in the way.
+void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
+    const Packed &m = static_cast<const Packed &>(*linear);
     const int64_t most = most_rows(m.digits) / m.digits, tiles = (tokens + most - 1) / most;
-    const int64_t lines = (m.block_bytes() / 64 + tiles - 1) / tiles;
-    const uint8_t *codes = m.codes + first * m.panel_bytes();
-    Ahead ahead{codes + (tiles == 1 ? NEAR : m.panel_bytes()), m.codes + last * m.panel_bytes(), lines};
-    for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t lines = tiles == 1 ? 0 : (m.block_bytes() / 64 + tiles - 1) / tiles;
+    Ahead ahead{m.codes + (first / PANEL + 1) * m.panel_bytes(), lines};
+    for (int64_t output = first; output < last; output += PANEL) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t token = tokens * tile / tiles, rows = (tokens * (tile + 1) / tiles - token) * m.digits;
+            const int64_t token = tokens * tile / tiles, own = tokens * (tile + 1) / tiles - token;
             const void *x = static_cast<const char *>(prepared) + token * m.prepared_bytes;
-            kernel(m, rows)(m, panel, static_cast<const Rounded *>(x), ahead, out, token);
+            const auto times = [&](float *to, int64_t apart) {
+                kernel(m, own * m.digits)(m, output / PANEL, static_cast<const Rounded *>(x), ahead, to, apart);
+            };
+            if (last - output >= PANEL) {
+                times(out + token * stride + output - first, stride);
+                continue;
+            }
+            alignas(64) float whole[ROWS_AT_MOST * PANEL];
+            times(whole, PANEL);
+            for (int64_t n = 0; n < own; ++n)
+                memcpy(out + (token + n) * stride + output - first, whole + n * PANEL, 4 * (last - output));
         }
     }
 }
 
-// --- as a Linear -----------------------------------------------------------------------------------------------------------
-
-void prepare(const Linear *linear, const float *x, void *prepared) {
-    round_token_of(static_cast<const Packed &>(*linear), prepared, x, false);
-}
-
-void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
-    const Out to{out, stride, first, false};
-    some_panels(static_cast<const Packed &>(*linear), prepared, tokens, first / PANEL, (last + PANEL - 1) / PANEL, to);
-}
-
 } // namespace
 
-EXPORT int64_t packed_code_bytes(int64_t outputs, int64_t inputs, int64_t bits) {
-    return (outputs + PANEL - 1) / PANEL * PANEL * ((inputs + BLOCK - 1) / BLOCK * BLOCK) * bits / 8;
-}
+EXPORT int64_t packed_panel() { return PANEL; }
 
 EXPORT void *packed_new(int64_t outputs, int64_t inputs, int64_t group, int64_t bits, int64_t digits, void *codes,
                         const void *scales) {
@@ -308,35 +263,11 @@ EXPORT void packed_arrange(void *address, const uint8_t *from, int64_t row_bytes
             return m.bits == 8 ? stored[column] ^ 128 : stored[column / 2] >> column % 2 * 4 & 15;
         };
         for (int64_t block = 0; block < m.blocks(); ++block)
-            for (int64_t half = 0; half < 2; ++half)
-                for (int64_t step = 0; step < STEPS; step += 8 / m.bits)
-                    for (int64_t lane = 0; lane < LANES; ++lane)
-                        for (int64_t i = 0; i < 4; ++i) {
-                            const int64_t row = panel * PANEL + half * LANES + lane, column = block * BLOCK + step * 4 + i;
-                            *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
-                        }
+            for (int64_t step = 0; step < STEPS; step += 8 / m.bits)
+                for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row)
+                    for (int64_t column = block * BLOCK + step * 4, end = column + 4; column < end; ++column)
+                        *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
     });
-}
-
-// x [tokens, inputs] -> out [tokens, outputs], either in bfloat16 or in float32.
-EXPORT void packed_multiply(const void *address, int64_t bfloat16, const void *x, int64_t tokens, int64_t out_bfloat16,
-                            void *out) {
-    static thread_local Scratch scratch;
-    const Packed &m = *static_cast<const Packed *>(address);
-    const int64_t token_bytes = m.in_features * (bfloat16 ? 2 : 4), out_bytes = m.out_features * (out_bfloat16 ? 2 : 4);
-    const int64_t panels = (TASK + m.panel_bytes() - 1) / m.panel_bytes();
-    for (int64_t done = 0; done < tokens; done += CHUNK) {
-        const int64_t number = tokens - done < CHUNK ? tokens - done : CHUNK;
-        char *prepared = scratch.take(number * m.prepared_bytes);
-        team::blocks(number, FEW, [&](int64_t first, int64_t last) {
-            for (int64_t token = first; token < last; ++token)
-                round_token_of(m, prepared + token * m.prepared_bytes,
-                               static_cast<const char *>(x) + (done + token) * token_bytes, bfloat16);
-        });
-        const Out to{static_cast<char *>(out) + done * out_bytes, m.out_features, 0, out_bfloat16 != 0};
-        team::blocks(m.panels(), panels,
-                     [&](int64_t first, int64_t last) { some_panels(m, prepared, number, first, last, to); });
-    }
 }
 
 EXPORT const char *packed_instructions() { return LANES_IN; }
