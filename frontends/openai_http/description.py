@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from frontends.openai_http import answers
 from frontends.openai_http.control import AbortBody
+from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.messages import CountBody, MessagesBody
 from frontends.openai_http.responses import ResponsesBody
@@ -67,6 +69,7 @@ ROUTES = (
     Described("get", "/version", "The server's version", answers.Version),
     Described("get", "/health", "200 while requests are taken", answers.Status, refusals=answers.Status),
     Described("get", "/ping", "The same", answers.Status, refusals=answers.Status),
+    Described("post", "/ping", "The same", answers.Status, refusals=answers.Status),
     Described("get", "/ready", "The same, and 503 while paused", answers.Status, refusals=answers.Status),
     Described("get", "/load", "Generation calls in flight", answers.Load),
     Described("get", "/metrics", "Prometheus' text format", None),
@@ -77,12 +80,20 @@ ROUTES = (
 )
 
 
-def document(version: str) -> dict[str, Any]:
-    """The whole description, as OpenAPI 3.1."""
+def document(version: str, names: Sequence[str]) -> dict[str, Any]:
+    """The whole description, as OpenAPI 3.1.
+
+    :param names: of the model that is served: what a body's ``model`` may be.
+    """
     bodies = {route.body for route in ROUTES if route.body is not None}
     answered = {kind for route in ROUTES for kind in (route.answer, route.refusals) if kind is not None}
     models = [(kind, "validation") for kind in bodies] + [(kind, "serialization") for kind in answered]
     keyed, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
+    schemas = definitions["$defs"]
+    for kind in bodies:
+        if "model" in kind.model_fields:
+            optional = [] if kind.model_fields["model"].is_required() else [{"type": "null"}]
+            schemas[kind.__name__]["properties"]["model"] = {"anyOf": [{"enum": list(names)}, *optional]}
     paths: dict[str, Any] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = _operation(route, keyed)
@@ -91,7 +102,7 @@ def document(version: str) -> dict[str, Any]:
         "info": {"title": "Dovetail", "version": version, "description": "OpenAI-compatible serving of small language models"},
         "paths": paths,
         "components": {
-            "schemas": definitions.get("$defs", {}),
+            "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -127,8 +138,8 @@ def _operation(route: Described, keyed: Any) -> dict[str, Any]:
     return operation
 
 
-def add_routes(app: FastAPI, version: str) -> None:
-    whole = document(version)
+def add_routes(app: FastAPI, door: Door) -> None:
+    whole = document(door.version, door.served_names)
 
     @app.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def openapi(request: Request) -> Response:
