@@ -70,5 +70,5 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
     tokens.add_routes(app, door)
     control.add_routes(app, door)
     info.add_routes(app, door)
-    description.add_routes(app, door.version)
+    description.add_routes(app, door)
     return app
