@@ -85,6 +85,14 @@ def site(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Ten minutes of requests made from the server's own description: nothing may break. nox -s fuzz -- 60 for a minute."""
+    session.install(".[all]", "schemathesis>=4")
+    seconds = session.posargs[0] if session.posargs else "600"
+    session.run("python", "tests/fuzz.py", seconds)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: nox -s bench -- --help."""
     session.install("-e", ".[all,bench]")
