@@ -14,34 +14,65 @@ from core.interfaces.frontend import ChatTemplate, TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
+from frontends.openai_http.outline import Gained, Outline, outline, template_fields
 from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
 from frontends.openai_http.schema import ChatBody, Message
 from frontends.openai_http.token_ids import WithTokenIds
 
+REASONING = ("reasoning_content", "reasoning")  # as most servers name it, and as newer ones do
+
 
 class ChatForm:
+    """``outline`` says how each of the ``n`` outputs is read."""
+
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def __init__(self, outline: Outline, n: int) -> None:
+        self._outline = outline
+        self._readings = [outline.reading() for _ in range(n)]
 
     def opening(self, choice: int) -> dict[str, Any]:
         return self._chunk(choice, {"role": "assistant", "content": ""})
 
-    def piece(self, choice: int, delta: TextDelta) -> dict[str, Any]:
-        chunk = self._chunk(choice, {"content": delta.text})
+    def piece(self, choice: int, delta: TextDelta) -> dict[str, Any] | None:
+        if self._outline.plain:
+            chunk = self._chunk(choice, {"content": delta.text})
+        else:
+            gained = self._readings[choice].take(delta.text, delta.token_ids)
+            if not gained and not delta.logprobs:
+                return None
+            chunk = self._chunk(choice, _told(gained))
         if delta.logprobs:
             chunk["logprobs"] = _logprobs(delta.logprobs)
         return chunk
 
     def closing(self, choice: int, delta: TextDelta) -> dict[str, Any]:
-        return self._chunk(choice, {}) | {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+        """What was held until the end comes with the reason of it."""
+        reading = self._readings[choice]
+        held = reading.end()
+        reason = {"finish_reason": reading.finish_reason(delta.finish_reason), "stop_reason": delta.stop_reason}
+        return self._chunk(choice, _told(held)) | reason
 
     def whole(self, choice: int, gathered: Gathered) -> dict[str, Any]:
         assert gathered.last is not None
+        reading = self._outline.reading()
+        reading.take(gathered.text)
+        reading.end()
+        message: dict[str, Any] = {"role": "assistant", "content": reading.text, "refusal": None}
+        if self._outline.reasoning_parser is not None:
+            message |= dict.fromkeys(REASONING, reading.reasoning or None)
+        if reading.calls:
+            message["content"] = reading.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in reading.calls
+            ]
         return {
             "index": choice,
-            "message": {"role": "assistant", "content": gathered.text, "refusal": None},
+            "message": message,
             "logprobs": _logprobs(gathered.infos) if gathered.infos else None,
-            "finish_reason": gathered.last.finish_reason,
+            "finish_reason": reading.finish_reason(gathered.last.finish_reason),
             "stop_reason": gathered.last.stop_reason,
         }
 
@@ -56,15 +87,17 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
         prompt = await chat_prompt(door, body)
+        outlined = outline(door.service, body, prompt)
+        params = outlined.guided(params)
         call = Call.of(body, "chatcmpl", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
-            form: Form = ChatForm()
+            form: Form = ChatForm(outlined, params.n)
             if body.return_token_ids:
                 form = WithTokenIds(form, call.prompts, params.n)
             return await answer(door, request, call, form)
         except RequestError as error:
-            raise renamed(error, chat_names(body)) from None
+            raise renamed(error, chat_names(body) | {"grammar": outlined.field}) from None
 
 
 async def chat_prompt(door: Door, body: ChatBody) -> list[int]:
@@ -77,7 +110,7 @@ async def chat_prompt(door: Door, body: ChatBody) -> list[int]:
             "a message that is continued has no generation prompt after it: leave one of both out",
             param="continue_final_message",
         )
-    kwargs = {"add_generation_prompt": body.add_generation_prompt and not goes_on, **(body.chat_template_kwargs or {})}
+    kwargs = {"add_generation_prompt": body.add_generation_prompt and not goes_on, **template_fields(door.service, body)}
     text = render(door, body.messages, kwargs, _template(door, body))
     if goes_on:
         text = _open_ended(text, body.messages[-1].content or "")
@@ -123,6 +156,28 @@ def render(door: Door, messages: Sequence[Message], kwargs: dict[str, Any], temp
         return template.render([message.for_template() for message in messages], **kwargs)
     except RequestError as error:
         raise RequestError(error.message, param=error.param or "messages", code=error.code, status=error.status) from None
+
+
+def _told(gained: Gained) -> dict[str, Any]:
+    """What a delta says of it."""
+    told: dict[str, Any] = {}
+    if gained.reasoning:
+        told |= dict.fromkeys(REASONING, gained.reasoning)
+    if gained.text:
+        told["content"] = gained.text
+    if gained.calls:
+        told["tool_calls"] = [
+            {"index": call.index, "function": {"arguments": call.arguments}}
+            if call.id is None
+            else {
+                "index": call.index,
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in gained.calls
+        ]
+    return told
 
 
 def _logprobs(infos: tuple[TokenInfo, ...] | list[TokenInfo]) -> dict[str, Any]:

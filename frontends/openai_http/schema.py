@@ -6,10 +6,12 @@ nobody knows is ignored, as OpenAI-compatible servers do; a field that asks for 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 
@@ -62,6 +64,27 @@ def _content(value: Any) -> str | None:
     return "\n".join(texts)
 
 
+def _arguments(text: str) -> str:
+    """JSON, as text: what the model wrote."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _wrong("must be a JSON object, as text")
+    return text
+
+
+def _tool_choice(value: Any) -> Any:
+    """One of three words, or a function by its name."""
+    if isinstance(value, dict):
+        with suppress(ValidationError):
+            return NamedTool.model_validate(value).function
+    elif value in (None, "none", "auto", "required"):
+        return value
+    raise _wrong('must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}')
+
+
 Stop = Annotated[list[str] | None, BeforeValidator(_stop)]
 Prompt = Annotated[Any, BeforeValidator(_prompt)]
 Content = Annotated[str | None, BeforeValidator(_content)]
@@ -78,10 +101,52 @@ class StreamOptions(Wire):
     continuous_usage_stats: bool = False
 
 
+class CalledFunction(Wire):
+    name: str = Field(min_length=1)
+    arguments: Annotated[str, AfterValidator(_arguments)] = "{}"
+
+
+class CalledTool(Wire):
+    """A call that the model made earlier in the conversation."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def for_template(self) -> dict[str, Any]:
+        """Templates write arguments as JSON themselves."""
+        arguments = json.loads(self.function.arguments or "{}")
+        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+
+
+class Function(Wire):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class OfferedTool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
     name: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """ "developer" is OpenAI's newer word for "system", which is what templates know."""
@@ -89,6 +154,12 @@ class Message(Wire):
         known: dict[str, Any] = {"role": role, "content": self.content or ""}
         if self.name is not None:
             known["name"] = self.name
+        if self.tool_calls:
+            known["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            known["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content is not None:
+            known["reasoning_content"] = self.reasoning_content
         return known
 
 
@@ -163,7 +234,6 @@ class ChatBody(GenerationBody):
         "function_call",
         "functions",
         "prediction",
-        "tools",
         "web_search_options",
     }
 
@@ -175,6 +245,11 @@ class ChatBody(GenerationBody):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[OfferedTool] | None = Field(None, max_length=128)
+    tool_choice: Annotated[Any, BeforeValidator(_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
 
     def demands(self) -> Iterator[str]:
         yield from super().demands()

@@ -115,7 +115,7 @@ MALFORMED = [
     ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options", "stream_options needs stream to be true"),
     ({"messages": USER, "min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens (5) is greater than max_tokens (4)"),
     ({"messages": USER, "request_id": "a\nb"}, "request_id", "request_id: string should match pattern"),
-    ({"messages": USER, "tools": [{"type": "function"}]}, "tools", "tools is not supported by this server"),
+    ({"messages": USER, "tools": [{"type": "function"}]}, "tools[0].function", "tools[0].function: field required"),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "modalities is not supported by this server"),
     ({"messages": USER, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "self cannot be given to the template"),
 ]
