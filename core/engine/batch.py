@@ -24,7 +24,19 @@ class Step:
     batch: StepBatch
     served: Ints  # [S], and [R]: ``Rows.served`` when the step was built; a row that says otherwise later is another's
     served_sampled: Ints
+    num_pages: Ints  # [S]
     drafted: Ints | None = None  # [S] of the counts, tokens that are drafts, behind all that is known; None: nobody's are
+
+    def continues(self, last: Step) -> bool:
+        """Whether it is the step launched last, every row one token further and nothing else changed."""
+        return (
+            self.drafted is None
+            and last.drafted is None
+            and self.batch.num_decodes == self.batch.num_tokens == last.batch.num_decodes == last.batch.num_tokens
+            and np.array_equal(self.rows, last.rows)
+            and np.array_equal(self.served, last.served)
+            and np.array_equal(self.num_pages, last.num_pages)
+        )
 
 
 def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int, drafted: Ints | None = None) -> Step:
@@ -58,7 +70,8 @@ def build_step(state: Rows, rows: Ints, counts: Ints, num_decodes: int, drafted:
         num_decodes=num_decodes,
         sampling=sampling_rows(state, sampled, places),
     )
-    return Step(rows, counts, before, sampled, batch, state.served[rows], state.served[sampled], drafted)
+    served = state.served[rows], state.served[sampled]
+    return Step(rows, counts, before, sampled, batch, *served, state.num_pages[rows], drafted)
 
 
 def sampling_rows(state: Rows, rows: Ints, places: Ints | None = None) -> SamplingRows:

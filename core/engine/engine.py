@@ -97,6 +97,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
         self._told: list[TokenEvent] = []  # given out by the next step; between steps these are ends of aborted requests
         self._flight: tuple[Step, Launched] | None = None  # launched, and its tokens not read
+        self._last: Step | None = None  # launched, and not failed in that
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
         self._num_added = 0
         self._finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
@@ -230,6 +231,8 @@ class Engine:
 
     def _launch(self, step: Step) -> None:
         """Launch a step, then read the one before it, beside which it was prepared."""
+        step.batch.continues = self._last is not None and step.continues(self._last)
+        self._last = None
         try:
             launched = self._runner.launch(step.batch)
         except EngineDeadError:
@@ -238,7 +241,7 @@ class Engine:
             self._land()  # what they gained before
             self._fail(step, error)
         else:
-            before, self._flight = self._flight, (step, launched)
+            before, self._flight, self._last = self._flight, (step, launched), step
             self._gains.expect(step)
             if before is not None:
                 self._read(*before)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from core.engine.server import hold_lifeline
 from core.errors import EngineDeadError, ExitCode, Problem, UserError
 from core.interfaces.compute import HostPages, KVCache, StepBatch
-from core.interfaces.graph import GraphBackend, StaticStep, StepShape
+from core.interfaces.graph import GraphBackend, Outcome, StaticStep, StepShape
 from core.interfaces.parallel import Collective
 from core.models.decoder import Decoder
 
@@ -101,7 +101,7 @@ class Rank:
         def static_step(shape: StepShape) -> StaticStep | None:
             return decoder.backend.static_step(shape, decoder.spec, self._kv)
 
-        self._forward = self._graph.prepare(lambda step: decoder.forward(step, self._kv), static_step)
+        self._forward = self._graph.prepare(lambda step: Outcome(decoder.forward(step, self._kv)), static_step)
 
     def obey(self, message: object, answer: Callable[[object], None]) -> None:
         if isinstance(message, StepBatch):

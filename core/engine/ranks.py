@@ -27,8 +27,8 @@ from core.engine.process import how_it_ended
 from core.engine.rank import Begin, Begun, Copied, Copy, Failed, Loaded, MakeHostPages, RankBuilder
 from core.engine.runner import Runner
 from core.errors import EngineDeadError, UserError
-from core.interfaces.compute import Array, Copying, HostPages, KVCache, SamplingRows, StepBatch
-from core.interfaces.graph import GraphBackend
+from core.interfaces.compute import Copying, HostPages, KVCache, SamplingRows, StepBatch
+from core.interfaces.graph import GraphBackend, Outcome
 from core.interfaces.parallel import Collective
 from core.interfaces.sampler import Sampler
 from core.models.decoder import Decoder
@@ -265,7 +265,7 @@ class SplitRunner(Runner):
         """The others are sent every token: none of them samples."""
         return False
 
-    def forward(self, batch: StepBatch) -> Array:
+    def forward(self, batch: StepBatch) -> Outcome:
         with _uninterrupted():
             self._others.tell(replace(batch, sampling=NOT_SAMPLED))
             try:

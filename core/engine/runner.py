@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from core.errors import EngineDeadError
-from core.interfaces.compute import Array, KVCache, Sampled, StepBatch
-from core.interfaces.graph import GraphBackend, StaticStep, StepShape
+from core.interfaces.compute import Array, KVCache, Sampled, SamplingRows, StepBatch
+from core.interfaces.graph import GraphBackend, Outcome, StaticStep, StepShape
 from core.interfaces.sampler import Sampler
 from core.models.decoder import Decoder
 
@@ -39,15 +39,14 @@ class Runner:
         self._sampler = sampler
         self._graph = graph
 
-        self._tokens: Array = None  # of the step launched last
-
-        def forward(step: Any) -> Array:
-            return decoder.forward(step, kv)
+        self._draw = sampler.on_device(self._backend.device)
+        self._tokens: Array = None  # that the step launched last gives
+        self._left_next = False  # whether it leaves the step that follows on the device
 
         def static_step(shape: StepShape) -> StaticStep | None:
-            return decoder.backend.static_step(shape, decoder.spec, kv)
+            return self._backend.static_step(shape, decoder.spec, kv)
 
-        self._forward = graph.prepare(forward, static_step)
+        self._forward = graph.prepare(self._outcome, static_step, self._draw is not None)
         log.info("steps are launched so: %s", graph.describe())
 
     @property
@@ -63,28 +62,47 @@ class Runner:
         with self._alive():
             return Launched(self._launch(batch), self._alive)
 
-    def forward(self, batch: StepBatch) -> Array:
-        """As far as the logits of the rows that are sampled."""
+    def forward(self, batch: StepBatch) -> Outcome:
+        """As far as the logits of the rows that are sampled, or further."""
+        if batch.continues and self._left_next and (outcome := self._graph.repeat()) is not None:
+            return outcome
         step = self._backend.upload(batch, self._decoder.spec, self._kv)
-        if (batch.token_ids < 0).any():
+        if batch.token_ids.min() < 0:
             self._backend.follow(step, self._tokens)
         return self._forward(step)
 
+    def _outcome(self, step: Any) -> Outcome:
+        """The part of a step that needs no host, and that may be recorded."""
+        backend = self._backend
+        logits = self._decoder.forward(step, self._kv)
+        rows = backend.sampling(step)
+        if rows is None or (step.shape.drawn and self._draw is None):
+            return Outcome(logits)
+        tokens = self._draw(logits, rows) if step.shape.drawn and self._draw else backend.argmax(logits)
+        return Outcome(logits, tokens, isinstance(step, StaticStep) and step.advance(tokens))
+
     def _launch(self, batch: StepBatch) -> Callable[[], Sampled]:
         backend, rows = self._backend, batch.sampling
-        logits = self.forward(batch)
+        outcome = self.forward(batch)
         if not len(rows):  # every prompt of the step goes on in the next one
             return lambda: Sampled(np.zeros(0, np.int64))
-        most = int(rows.logprobs.max())
-        raw = logits
-        if most >= 0 and not (rows.all_greedy and rows.adjustment is None):
-            raw = backend.clone(logits)  # what follows may write into the logits
-        if rows.adjustment is not None:
-            logits = backend.adjust(logits, rows.adjustment)
-        tokens = backend.argmax(logits) if rows.all_greedy else self._sampler.sample(logits, rows)
-        self._tokens = tokens
+        raw, most = outcome.logits, int(rows.logprobs.max())
+        chosen = rows.adjustment is None and (rows.all_greedy or self._draw is not None)
+        if chosen and outcome.tokens is not None:
+            tokens = outcome.tokens
+        else:
+            if most >= 0 and not (rows.all_greedy and rows.adjustment is None):
+                raw = backend.clone(raw)  # what follows may write into the logits
+            tokens = self._choose(outcome.logits, rows)
+        self._tokens, self._left_next = tokens, outcome.advanced and tokens is outcome.tokens
         fetched = backend.fetch([tokens] if most < 0 else [tokens, *backend.logprobs(raw, tokens, most)])
         return lambda: Sampled(*fetched())
+
+    def _choose(self, logits: Array, rows: SamplingRows) -> Array:
+        """Behind the step, with what the host knows of its rows."""
+        if rows.adjustment is not None:
+            logits = self._backend.adjust(logits, rows.adjustment)
+        return self._backend.argmax(logits) if rows.all_greedy else self._sampler.sample(logits, rows)
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

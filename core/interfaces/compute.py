@@ -87,6 +87,21 @@ class SamplingRows:
         return len(self.temperature)
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingArrays:
+    """The same parameters on the device, [R] each, for what samples there without the host: what they say may change under it.
+
+    ``temperature``, ``top_p`` and ``min_p`` are float32, ``top_k`` and ``positions`` int32, ``seeds`` int64 of the same bits.
+    """
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    seeds: Array
+    positions: Array
+
+
 @dataclass(slots=True)
 class StepBatch:
     """One step's work on host arrays. Sequences that decode one token come first: the first ``num_decodes`` of S.
@@ -96,6 +111,9 @@ class StepBatch:
     where each token's K and V go (page * page_size + offset). ``context_lens[s]`` counts the cached tokens of s with this
     step's included. ``page_table`` is padded with 0 behind each sequence's own pages. ``logit_rows`` are the indices in T
     whose logits are wanted.
+
+    ``continues``: the step launched just before was a "decode" step of the same sequences in the same order, and nothing but
+    its tokens has come since: every sequence is one token further, in the same pages.
     """
 
     token_ids: NDArray[np.int32]  # [T]
@@ -107,6 +125,7 @@ class StepBatch:
     logit_rows: NDArray[np.int64]  # [R]
     num_decodes: int
     sampling: SamplingRows
+    continues: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -120,12 +139,13 @@ class StepBatch:
     def shape(self) -> StepShape:
         """What a graph backend knows the step by."""
         tokens, sequences = self.num_tokens, self.num_sequences
+        drawn = not self.sampling.all_greedy and self.sampling.adjustment is None
         if len(self.logit_rows) == sequences:
             if self.num_decodes == sequences == tokens:
-                return StepShape("decode", tokens, sequences)
+                return StepShape("decode", tokens, sequences, drawn)
             if not self.num_decodes and (np.diff(self.query_starts) == self.context_lens).all():
-                return StepShape("prompts", tokens, sequences)
-        return StepShape("mixed", tokens, sequences)
+                return StepShape("prompts", tokens, sequences, drawn)
+        return StepShape("mixed", tokens, sequences, drawn)
 
 
 @dataclass(slots=True)
@@ -264,6 +284,13 @@ class ComputeBackend(ABC):
         """
         return None
 
+    def sampling(self, step: Any) -> SamplingArrays | None:
+        """An uploaded or static step's sampling parameters on the device; None: this backend keeps them on the host alone.
+
+        A backend that has them for static steps has them for those it uploads, whose rows have parameters.
+        """
+        return None
+
     @abstractmethod
     def embed(self, table: Array, step: Any) -> Array:
         """[T, H] rows of the embedding."""
@@ -321,7 +348,7 @@ class ComputeBackend(ABC):
 
         They may be written to by what is launched afterwards.
         """
-        here = [self.to_host(array) for array in arrays]
+        here = [np.array(self.to_host(array)) for array in arrays]  # copies: some are the memory of the array itself
         return lambda: here
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to give back

@@ -4,9 +4,12 @@ What is replayed runs the same kernels on the same addresses, whatever the step.
 steps*: steps of a given shape whose arrays never move. A graph backend asks for one a shape, records ``forward`` on it, and
 from then on, for every step that fits::
 
-    static.fill(step)       the step's contents, on the device; what it leaves over becomes padding
-    replay()                writes K and V into the pages, and the logits to where they were when it was recorded
-    logits[:sequences]      the rows that are no padding
+    static.fill(step)          the step's contents, on the device; what it leaves over becomes padding
+    replay()                   writes K and V into the pages, logits and tokens to where they were when it was recorded
+    outcome.first(sequences)   the rows that are no padding
+
+``forward`` ends with the choice of tokens where that needs no host, and a recorded decode step may leave behind it the step
+that follows (``StaticStep.advance``): to go on, the host has nothing to send and only replays (``GraphBackend.repeat``).
 """
 
 from __future__ import annotations
@@ -14,10 +17,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Forward = Callable[[Any], Any]
-"""One model step: takes what ``ComputeBackend.upload`` returned, gives float32 logits [R, V]."""
+
+class Outcome(NamedTuple):
+    """What a step gives, on the device. ``tokens`` None: they are not chosen yet. ``advanced``: see ``StaticStep.advance``."""
+
+    logits: Any  # float32 [R, V]
+    tokens: Any = None  # int64 [R]
+    advanced: bool = False
+
+    def first(self, rows: int) -> Outcome:
+        return Outcome(self.logits[:rows], None if self.tokens is None else self.tokens[:rows], self.advanced)
+
+
+Forward = Callable[[Any], Outcome]
+"""One model step: takes what ``ComputeBackend.upload`` returned."""
 
 StepKind = Literal["decode", "prompts", "mixed"]
 """What may be left out of a step, and so what a recording of it can leave out.
@@ -30,15 +45,21 @@ step wrote is read. "mixed": anything else; it is not recorded.
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """How large a step is, real or static. "decode" and "prompts" steps have one row of logits a sequence, in their order."""
+    """How large a step is, real or static. "decode" and "prompts" steps have one row of logits a sequence, in their order.
+
+    ``drawn``: it ends in a sampler's draw, else in the likeliest tokens. A step whose tokens are chosen behind it, since their
+    logits are adjusted first, counts among the latter; the tokens it ends with are nobody's.
+    """
 
     kind: StepKind
     tokens: int
     sequences: int
+    drawn: bool = False
 
     def holds(self, other: StepShape) -> bool:
         """Whether a step of that shape fits into a static one of this."""
-        return self.kind == other.kind and self.tokens >= other.tokens and self.sequences >= other.sequences
+        alike = self.kind == other.kind and self.drawn == other.drawn
+        return alike and self.tokens >= other.tokens and self.sequences >= other.sequences
 
 
 class StaticStep(ABC):
@@ -61,6 +82,14 @@ class StaticStep(ABC):
         Copies on the device, in the order of the steps; the host waits for nothing. ``step`` is not needed afterwards.
         """
 
+    def advance(self, tokens: Any) -> bool:
+        """Make of a "decode" step, behind its work, the one that follows: these tokens, each a place further in the same pages.
+
+        Padding stays what it is. Part of what is recorded, so all on the device. False, and nothing done: it cannot be.
+        A sequence that ends or needs another page is not in such a step any more; whatever is left in its place is not run.
+        """
+        return False
+
 
 StaticSteps = Callable[[StepShape], "StaticStep | None"]
 """A new static step of this shape, all padding; None for a shape (or from a backend) that cannot be recorded."""
@@ -72,15 +101,20 @@ class GraphBackend(ABC):
     replayed: int = 0
 
     @abstractmethod
-    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
+    def prepare(self, forward: Forward, static_steps: StaticSteps, draws: bool = False) -> Forward:
         """What the runner calls instead of ``forward`` from now on: same arguments, same values. Called once, when the weights
         are loaded and the KV cache has its memory, before any request: the moment to record what can be recorded.
 
-        The uploaded steps of a backend with static steps have a ``shape: StepShape``. The logits returned may be written to,
-        and hold until the next step.
+        The uploaded steps of a backend with static steps have a ``shape: StepShape``. ``draws``: ``forward`` can draw, so that
+        steps of a shape that is ``drawn`` are worth a recording of their own; without it they go as those that are not. The
+        arrays returned may be written to, and hold until the next step.
 
         :raises UserError: when this backend's steps cannot be recorded, or there is not enough memory for it.
         """
+
+    def repeat(self) -> Outcome | None:
+        """Launch the step that the last one launched has left behind it; None, and nothing done, when there is none."""
+        return None
 
     def describe(self) -> str:
         """One line for people, for the log: what is recorded, the memory it takes, what has been replayed so far."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
-from core.interfaces.compute import Array, SamplingRows
+from core.interfaces.compute import Array, SamplingArrays, SamplingRows
+
+Draw = Callable[[Array, SamplingArrays], Array]
+"""Logits [R, V], which are left as they are, and parameters -> int64 [R], the very tokens that ``sample`` gives.
+
+Nothing in it waits for the device, and what is launched depends on R and V alone: it may be recorded, and replayed when its
+arrays hold something else. Some rows may be padding: any logits, temperature 0, a token that nobody looks at.
+"""
 
 
 class Sampler(ABC):
-    """Stateless: all randomness comes from ``rows.seeds`` and ``rows.positions``.
-
-    ``graph_safe`` says that ``sample`` neither waits for the device nor depends on values for its control flow, so that
-    a graph backend may capture it.
-    """
-
-    graph_safe: bool = False
+    """Stateless: all randomness comes from ``rows.seeds`` and ``rows.positions``."""
 
     @abstractmethod
     def sample(self, logits: Array, rows: SamplingRows) -> Array:
@@ -26,6 +28,10 @@ class Sampler(ABC):
         :param rows: per-row parameters; rows with temperature 0 take their argmax.
         :returns: int64 [R] on the same device. Equal seed, position and logits give the equal token, whatever the batch.
         """
+
+    def on_device(self, device: Any) -> Draw | None:
+        """A way to draw on this device without the host, as a part of recorded steps; None: ``sample`` after each step."""
+        return None
 
     def warm(self, vocab: int, device: Any) -> None:  # noqa: B027
         """Compile or allocate before the first request."""

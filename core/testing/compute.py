@@ -357,6 +357,67 @@ class ComputeBackendContract(Contract, kit=True):
             rows = np.concatenate([expected[s] for s in paged.order])
             self.check(backend, found, rows, f"logits of {work}, {'static' if static else 'uploaded'}", slack=4)
 
+    def test_a_step_may_follow_tokens_that_only_the_device_knows(self, backend: ComputeBackend) -> None:
+        """For a backend that launches a step before the tokens of the one before are read, or could."""
+        if type(backend).follow is ComputeBackend.follow:
+            assert not backend.ahead, "a backend that works ahead has a way to follow the step before"
+            return
+        spec = tiny_spec()
+        decoder = Decoder.load(spec, random_weights(spec).values(), backend)
+        kvs = [backend.kv_cache(spec, 16, 8) for _ in range(2)]
+        paged = PagedSequences(16, 8)
+        prompts = paged.step({0: [5] * 9, 1: [7, 8], 2: [1]})
+        outcomes = [decoder.forward(backend.upload(prompts, spec, kv), kv) for kv in kvs]
+        tokens = backend.argmax(outcomes[0])
+        known = backend.to_host(tokens).tolist()
+        batch = paged.step({2: [known[2]], 0: [known[0]], 3: [4, 11, 6]})
+        expected = backend.to_host(decoder.forward(backend.upload(batch, spec, kvs[0]), kvs[0]))
+        step = backend.upload(replace(batch, token_ids=np.array([-3, -1, 4, 11, 6], np.int32)), spec, kvs[1])
+        backend.follow(step, tokens)
+        assert np.array_equal(backend.to_host(decoder.forward(step, kvs[1])), expected)
+
+    def test_a_static_step_advances_to_the_one_that_follows(self, backend: ComputeBackend) -> None:
+        """For a backend with such steps: it gives the very values of the step filled anew, to the end of a page."""
+        spec = tiny_spec()
+        decoder = Decoder.load(spec, random_weights(spec).values(), backend)
+        kvs = [backend.kv_cache(spec, 16, 8) for _ in range(2)]
+        going, anew = (backend.static_step(StepShape("decode", 4, 4), spec, kv) for kv in kvs)
+        if going is None or anew is None:
+            return
+        paged = PagedSequences(16, 8)
+        prompts = paged.step({0: [5] * 9, 1: [7, 8, 9], 2: [1]})
+        for kv in kvs:
+            decoder.forward(backend.upload(prompts, spec, kv), kv)
+        advances = False
+        for number in range(5):
+            batch = paged.step({sequence: [number + sequence] for sequence in range(3)})
+            batch.sampling.seeds[:], batch.sampling.positions[:] = 2**63 + 5, batch.positions + 1
+            step = backend.upload(batch, spec, kvs[0])
+            anew.fill(step)
+            if not advances:
+                going.fill(step)
+            arrays = [backend.sampling(each) for each in (step, anew, going)]
+            for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions") if arrays[0] is not None else ():
+                given = [np.asarray(backend.to_host(getattr(each, name)))[:3] for each in arrays]
+                expected = getattr(batch.sampling, name)
+                expected = expected.view(np.int64) if name == "seeds" else expected
+                assert all(np.array_equal(each, expected) for each in given), f"step {number}: other {name} on the device"
+            both = zip((anew, going), kvs, strict=True)
+            before, after = (np.array(backend.to_host(decoder.forward(each, kv)))[:3] for each, kv in both)
+            assert np.array_equal(before, after), f"step {number}: a step that was advanced is not the one that follows"
+            tokens = backend.argmax(self.logits_of(backend, np.eye(4, 96, number + 1, dtype=np.float32)))  # number + 1 + row
+            advances = going.advance(tokens)
+
+    def test_fetched_arrays_are_as_they_were(self, backend: ComputeBackend) -> None:
+        values = np.random.default_rng(8).standard_normal((2, 9)).astype(np.float32)
+        logits = self.logits_of(backend, values)
+        tokens = backend.argmax(logits)
+        wait = backend.fetch([logits, tokens])
+        backend.adjust(logits, adjustment(2, banned=[(0, 1)]))
+        found, likeliest = wait()
+        assert np.array_equal(found, values)
+        assert likeliest.tolist() == values.argmax(1).tolist()
+
     # --- logits -----------------------------------------------------------------------------------------------------
 
     def test_adjust(self, backend: ComputeBackend) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from core.interfaces.compute import ComputeBackend
-from core.interfaces.graph import Forward, GraphBackend, StaticStep, StaticSteps, StepShape
+from core.interfaces.graph import Forward, GraphBackend, Outcome, StaticStep, StaticSteps, StepShape
 from core.models.decoder import Decoder
 from core.testing.contract import Contract
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
@@ -56,7 +57,7 @@ class GraphBackendContract(Contract, kit=True):
         failing = [False]
 
         def spoil(forward: Forward) -> Forward:
-            def step(inputs: Any) -> Any:
+            def step(inputs: Any) -> Outcome:
                 if failing[0]:
                     raise RuntimeError("the step failed")
                 return forward(inputs)
@@ -71,6 +72,24 @@ class GraphBackendContract(Contract, kit=True):
             prepared({2: [6], 1: [4] * 33})  # decodes and prompts together: what is launched for it was not recorded before
         failing[0] = False
         assert np.abs(prepared({0: [9]}) - plain({0: [9]})).max() <= self.tolerance
+
+    def test_a_step_that_is_repeated_is_the_one_that_follows(self) -> None:
+        """Or ``repeat`` says that there is none. Greedy, so that the tokens that come next are known beforehand."""
+        graph = self.make()
+        assert graph.repeat() is None
+        plain, prepared = self.runs(graph)
+        prompts = {number: [3 + number] * (2 + number) for number in range(3)}
+        logits = plain(prompts)
+        prepared(prompts)
+        for number in range(12):
+            # The same rows three times, in a batch of three or of one; a repeated step would then have other rows.
+            sequences = (0, 1, 2) if number % 6 < 3 else (1,)
+            work = {sequence: [int(logits[sequence if len(logits) > 1 else 0].argmax())] for sequence in sequences}
+            expected = plain(work)
+            found = prepared(work, graph.repeat) if number % 3 else prepared(work)
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() <= self.tolerance, f"step {number} is not the one that follows"
+            logits = expected if len(expected) > 1 else np.tile(expected, (3, 1))
 
     def test_it_describes_itself_in_one_line(self) -> None:
         backend = self.make()
@@ -97,9 +116,20 @@ class GraphBackendContract(Contract, kit=True):
         def static_step(shape: StepShape) -> StaticStep | None:
             return backend.static_step(shape, spec, kv)
 
-        forward = prepare(lambda step: decoder.forward(step, kv), static_step)
+        def outcome(step: Any) -> Outcome:
+            logits = decoder.forward(step, kv)
+            tokens = backend.argmax(logits)
+            return Outcome(logits, tokens, isinstance(step, StaticStep) and step.advance(tokens))
 
-        def run(work: dict[int, list[int]]) -> NDArray[Any]:
-            return np.array(backend.to_host(forward(backend.upload(paged.step(work), spec, kv))))
+        forward = prepare(outcome, static_step)
+
+        def run(work: dict[int, list[int]], repeat: Callable[[], Outcome | None] = lambda: None) -> NDArray[Any]:
+            pages = {sequence: len(paged.pages.get(sequence, ())) for sequence in work}
+            batch = paged.step(work)
+            found = repeat() if all(len(paged.pages[sequence]) == number for sequence, number in pages.items()) else None
+            if found is None:
+                found = forward(backend.upload(batch, spec, kv))
+            assert found.tokens.shape == (len(work),)
+            return np.array(backend.to_host(found.logits))
 
         return run

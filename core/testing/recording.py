@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,10 +21,12 @@ from torch.utils._pytree import tree_leaves
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import TorchBackend
 from core.compute.torch_backend.step import Reading, Step
-from core.interfaces.compute import DTYPE_BYTES, KVCache, StepBatch
+from core.interfaces.compute import DTYPE_BYTES, KVCache, SamplingArrays, SamplingRows, StepBatch
 from core.interfaces.graph import StaticStep, StepShape
 from core.interfaces.model import DecoderSpec
+from core.testing.inputs import sampling_rows
 
+COLUMNS = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")
 WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 """Operations that bring a value to the host, or whose result has a shape that depends on one."""
 
@@ -110,6 +113,7 @@ def _memory(tensor: Tensor) -> int:
 @dataclass(frozen=True)
 class UploadedStep(Step):
     batch: StepBatch
+    sampling: SamplingArrays
 
     @property
     def shape(self) -> StepShape:
@@ -125,7 +129,10 @@ class FixedShapes(TorchBackend):
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> UploadedStep:
         step = super().upload(batch, spec, kv)
         fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
-        return UploadedStep(**fields, batch=batch)
+        return UploadedStep(**fields, batch=batch, sampling=_sampling(batch.sampling))
+
+    def sampling(self, step: Any) -> SamplingArrays | None:
+        return step.sampling if step.num_logits else None
 
     def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> StaticStep | None:
         assert isinstance(kv, _WithScratch)
@@ -134,6 +141,13 @@ class FixedShapes(TorchBackend):
     def attention(self, q: Tensor, kv: KVCache, layer: int, step: Any) -> Tensor:
         mixed = super().attention(q, kv, layer, step)
         return mixed.masked_fill(step.seen[:, None] == 0, math.nan) if isinstance(step, _FixedStep) else mixed
+
+
+def _sampling(rows: SamplingRows) -> SamplingArrays:
+    dtypes = {"seeds": np.int64, "positions": np.int32}
+    columns = {name: getattr(rows, name) for name in COLUMNS}
+    columns["seeds"] = rows.seeds.view(np.int64)
+    return SamplingArrays(**{name: torch.tensor(each.astype(dtypes.get(name, each.dtype))) for name, each in columns.items()})
 
 
 class _WithScratch(PagedKV):
@@ -167,6 +181,7 @@ class _FixedStep(StaticStep):
         self._owners = torch.zeros(shape.tokens, dtype=torch.int64, device=device)
         self._page_table = torch.zeros((shape.sequences, pages), dtype=torch.int32, device=device)
         self._keys = torch.arange(pages * kv.page_size, device=device)
+        self.sampling = _sampling(sampling_rows(shape.sequences, temperature=0.0))
 
     def fill(self, step: Any) -> None:
         batch: StepBatch = step.batch
@@ -176,16 +191,36 @@ class _FixedStep(StaticStep):
         self.seen.zero_()
         owners = torch.repeat_interleave(torch.arange(sequences), torch.from_numpy(batch.query_starts).diff())
         for mine, given in (
-            (self.token_ids, batch.token_ids),
             (self._positions, batch.positions),
             (self.seen, batch.positions + 1),
             (self._slots, batch.slots),
             (self._owners, owners.numpy()),
         ):
             mine[:tokens].copy_(torch.tensor(given))
+        self.token_ids[:tokens].copy_(step.token_ids)
+        for name in COLUMNS:
+            mine = getattr(self.sampling, name)
+            mine.zero_()
+            mine[:sequences].copy_(getattr(step.sampling, name))
         self._page_table[:sequences, : batch.page_table.shape[1]].copy_(torch.tensor(batch.page_table))
         if self.logit_rows is not None:
             self.logit_rows[:sequences].copy_(torch.tensor(batch.logit_rows))
+
+    def advance(self, tokens: Tensor) -> bool:
+        if self.shape.kind != "decode":
+            return False
+        live, size = self.seen > 0, self._kv.page_size
+        places = torch.div(self.seen, size, rounding_mode="floor").clamp_(max=self._page_table.shape[1] - 1).long()
+        slots = self._page_table.gather(1, places[:, None])[:, 0].long() * size + self.seen % size
+        for mine, following in (
+            (self.token_ids, tokens),
+            (self._positions, self.seen),
+            (self._slots, slots),
+            (self.sampling.positions, self.seen + 1),
+            (self.seen, self.seen + 1),
+        ):
+            mine.copy_(torch.where(live, following, mine))
+        return True
 
     @property
     def turns(self) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.interfaces.compute import SamplingRows
+from core.interfaces.compute import SamplingArrays, SamplingRows
 from core.interfaces.sampler import Sampler
 from core.testing.contract import Contract
 from core.testing.inputs import sampling_rows, take_rows
@@ -210,6 +210,20 @@ class SamplerContract(Contract, kit=True):
         warmed = to_numpy(sampler.sample(to_framework(logits, self.framework, self.device), sampling_rows(4, seeds=range(4))))
         assert np.array_equal(warmed, self.sampled(logits, sampling_rows(4, seeds=range(4))))
 
+    def test_drawing_on_the_device_gives_the_same_tokens(self) -> None:
+        """For a sampler that can be part of a recorded step: from parameters that lie there; logits are not touched."""
+        draw = self.make().on_device(self.device)
+        if draw is None:
+            return
+        logits, rows = random_logits(9, 111), self.varied_rows(9)
+        seeds, positions = rows.seeds.view(np.int64), rows.positions.astype(np.int32)
+        given = (rows.temperature, rows.top_k, rows.top_p, rows.min_p, seeds, positions)
+        arrays = SamplingArrays(*(to_framework(each, self.framework, self.device) for each in given))
+        placed = to_framework(logits, self.framework, self.device)
+        drawn = to_numpy(draw(placed, arrays))
+        assert np.array_equal(drawn, self.sampled(logits, rows)), "drawn on the device are other tokens than by sample"
+        assert np.array_equal(to_numpy(placed), logits), "drawing on the device has changed the logits"
+
     def varied_rows(self, count: int) -> SamplingRows:
         """Rows that all differ, every parameter in use."""
         return sampling_rows(
@@ -227,7 +241,7 @@ def random_logits(rows: int, vocab: int) -> Logits:
     return (np.random.default_rng(rows * 1_000_003 + vocab).standard_normal((rows, vocab)) * 3).astype(np.float32)
 
 
-def to_framework(values: Logits, framework: str, device: str) -> Any:
+def to_framework(values: NDArray[Any], framework: str, device: str) -> Any:
     """A copy of a numpy array as an array of the framework."""
     if framework == "numpy":
         return values.copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from core.interfaces.graph import Outcome
 from graph_cuda.graphs import Launch
 
 
@@ -35,15 +36,15 @@ class TorchCuda:
             raise MemoryError(str(error)) from error
         torch.cuda.current_stream().wait_stream(self._stream)
 
-    def record(self, launch: Launch, pool: Any) -> tuple[Callable[[], None], Any]:
+    def record(self, launch: Launch, pool: Any) -> tuple[Callable[[], None], Outcome]:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may go on using the device meanwhile: one that copies pages, say.
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                array = launch()
+                outcome = launch()
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
-        return graph.replay, array
+        return graph.replay, outcome
 
     def taken(self) -> int:
         torch.cuda.empty_cache()

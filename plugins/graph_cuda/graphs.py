@@ -6,16 +6,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from core.errors import UserError
-from core.interfaces.graph import Forward, GraphBackend, StaticStep, StaticSteps, StepShape
+from core.interfaces.graph import Forward, GraphBackend, Outcome, StaticStep, StaticSteps, StepShape
 from graph_cuda.sizes import Sizes
 
 log = logging.getLogger("dovetail.engine")
 
-Launch = Callable[[], Any]
+Launch = Callable[[], Outcome]
 
 
 class Recorder(Protocol):
@@ -27,8 +27,8 @@ class Recorder(Protocol):
     def warm(self, launch: Launch, times: int) -> None:
         """Run it without recording, so that kernels are compiled and workspaces taken before."""
 
-    def record(self, launch: Launch, pool: Any) -> tuple[Callable[[], None], Any]:
-        """What replays ``launch``, and what it returned: an array whose contents each replay writes anew.
+    def record(self, launch: Launch, pool: Any) -> tuple[Callable[[], None], Outcome]:
+        """What replays ``launch``, and what it returned: arrays whose contents each replay writes anew.
 
         :raises MemoryError: when there is not enough memory for it.
         """
@@ -41,7 +41,7 @@ class Recorder(Protocol):
 class Recording:
     static: StaticStep
     replay: Callable[[], None]
-    logits: Any  # [sequences, V]
+    outcome: Outcome  # of [sequences] rows
 
 
 class CudaGraphs(GraphBackend):
@@ -59,30 +59,42 @@ class CudaGraphs(GraphBackend):
         self._bytes = 0
         self._seconds = 0.0
         self._eager: Counter[str] = Counter()  # steps by the reason
+        self._last: tuple[Recording, int] | None = None  # what was replayed last, for how many sequences
 
-    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
-        self._forward, self._static_steps = forward, static_steps
+    def prepare(self, forward: Forward, static_steps: StaticSteps, draws: bool = False) -> Forward:
+        self._forward, self._static_steps, self._draws = forward, static_steps, draws
         if not self._lazily:
             self._record_all()
         elif static_steps(self._sizes.shapes[0]) is None:
             raise _not_recordable()
         return self._step
 
-    def _step(self, step: Any) -> Any:
-        shape: StepShape = step.shape
+    def repeat(self) -> Outcome | None:
+        if self._last is None or not self._last[0].outcome.advanced:
+            return None
+        return self._replay(*self._last)
+
+    def _step(self, step: Any) -> Outcome:
+        shape: StepShape = step.shape if self._draws else replace(step.shape, drawn=False)
+        self._last = None
         recording = self._recording(shape)
         if recording is None:
             return self._forward(step)
         recording.static.fill(step)
+        self._last = recording, shape.sequences
+        return self._replay(*self._last)
+
+    def _replay(self, recording: Recording, sequences: int) -> Outcome:
         recording.replay()
         self.replayed += 1
-        return recording.logits[: shape.sequences]
+        return recording.outcome.first(sequences)
 
     def _recording(self, step: StepShape) -> Recording | None:
-        shape = self._sizes.holding(step)
-        if shape is None:
+        size = self._sizes.holding(replace(step, drawn=False))
+        if size is None:
             self._eager[self._why_eager(step)] += 1
             return None
+        shape = replace(size, drawn=step.drawn)
         found = self._recorded.get(shape)
         if found is None and shape not in self._refused:  # only when lazily
             try:
@@ -104,18 +116,25 @@ class CudaGraphs(GraphBackend):
         return "of prompts beside decodes" if step.kind == "mixed" else "of more or longer prompts"
 
     def _record_all(self) -> None:
-        for shape in reversed(self._sizes.shapes):  # what the largest has taken of the pool, the others use again
+        # What the largest has taken of the pool, the others use again.
+        shapes = [replace(shape, drawn=drawn) for shape in reversed(self._sizes.shapes) for drawn in self._endings]
+        for shape in shapes:
             try:
                 self._record(shape)
             except MemoryError as error:
                 raise UserError.of(
                     f"there is not enough memory to record a step of {shape.tokens} tokens, after {len(self._recorded)} of "
-                    f"{len(self._sizes.shapes)} steps: {error}",
+                    f"{len(shapes)} steps: {error}",
                     "graph_cuda.capture_sizes",
                     "lower --gpu-memory-utilization: KV pages leave more memory then",
                     "record fewer sizes: --graph-cuda-capture-sizes 1,2,4,8, or a lower --max-num-seqs",
                     "run steps eagerly: drop --use-cudagraph",
                 ) from error
+
+    @property
+    def _endings(self) -> tuple[bool, ...]:
+        """Of each size: the step that ends in the likeliest tokens, and the one that ends in drawn ones."""
+        return (False, True) if self._draws else (False,)
 
     def _record(self, shape: StepShape) -> Recording:
         began, before = time.monotonic(), self.recorder.taken()
@@ -125,7 +144,7 @@ class CudaGraphs(GraphBackend):
         if self._pool is None or not self._shared_pool:
             self._pool = self.recorder.pool()
 
-        def launch() -> Any:
+        def launch() -> Outcome:
             return self._forward(static)
 
         self.recorder.warm(launch, self._warmups)
@@ -136,12 +155,14 @@ class CudaGraphs(GraphBackend):
         return recording
 
     def describe(self) -> str:
+        recorded: Counter[tuple[str, bool]] = Counter((shape.kind, shape.drawn) for shape in self._recorded)
         kinds = [
-            f"{sum(shape.kind == kind for shape in self._recorded)} of {len(sizes)} {name} ({_listed(sizes)})"
+            f"{recorded[kind, False]} of {len(sizes)} {name} ({_listed(sizes)})"
             for kind, name in (("decode", "sizes of decode steps"), ("prompts", "sizes of prompts, in tokens by sequences"))
             if (sizes := [shape for shape in self._sizes.shapes if shape.kind == kind])
         ]
         line = f"CUDA graphs, recorded {'when first wanted' if self._lazily else 'at the start'}: {', '.join(kinds)}"
+        line += f", {sum(shape.drawn for shape in self._recorded)} of these for drawn tokens too" if self._draws else ""
         line += f"; {self._bytes / 2**20:.0f} MiB, {self._seconds:.1f} s; {self.replayed} steps replayed"
         total = sum(self._eager.values())
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self._eager.items()))
@@ -149,6 +170,7 @@ class CudaGraphs(GraphBackend):
 
     def close(self) -> None:
         log.info("%s", self.describe())
+        self._last = None
         self._recorded.clear()
         self._pool = None
 

@@ -6,7 +6,7 @@ from core.interfaces.graph import Forward, GraphBackend, StaticSteps
 
 
 class Eager(GraphBackend):
-    def prepare(self, forward: Forward, static_steps: StaticSteps) -> Forward:
+    def prepare(self, forward: Forward, static_steps: StaticSteps, draws: bool = False) -> Forward:
         return forward
 
     def describe(self) -> str:

@@ -17,7 +17,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from core.interfaces.compute import SamplingRows
+from core.interfaces.compute import SamplingArrays, SamplingRows
 from sampler_rejection.limits import FEWEST
 
 WIDTH = 4096
@@ -27,12 +27,28 @@ LOWEST_KEY = tl.constexpr(-(2**31))
 
 
 def sample(logits: Tensor, rows: SamplingRows, width: int = WIDTH) -> Tensor:
+    return draw(logits, on_device(rows, logits.device), width)
+
+
+def on_device(rows: SamplingRows, device: torch.device) -> SamplingArrays:
+    """One copy, which the host does not wait for."""
+    names = ("temperature", "top_p", "min_p", "top_k", "positions")
+    whole = [rows.seeds.view(np.int32).reshape(2, -1), *(getattr(rows, name)[None] for name in names[:4])]
+    host = torch.from_numpy(np.concatenate([each.view(np.int32) for each in whole] + [rows.positions[None].astype(np.int32)]))
+    words = (host if device.type == "cpu" else host.pin_memory()).to(device, non_blocking=True)
+    columns = dict(zip(names, words[2:], strict=True))
+    floats = {name: columns[name].view(torch.float32) for name in names[:3]}
+    seeds = words[:2].reshape(-1).view(torch.int64)
+    return SamplingArrays(**floats, top_k=columns["top_k"], positions=columns["positions"], seeds=seeds)
+
+
+def draw(logits: Tensor, rows: SamplingArrays, width: int = WIDTH) -> Tensor:
     count, vocab = logits.shape
-    columns = np.array([rows.temperature, np.maximum(rows.top_p, FEWEST), np.minimum(rows.min_p, 1.0)], np.float64)
-    whole = np.array([rows.top_k, rows.seeds.view(np.int64), rows.positions], np.int64)
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
-    given = (torch.from_numpy(each).to(logits.device, non_blocking=True) for each in (columns, whole))
-    _sample[(count,)](logits, logits.stride(0), *given, tokens, count, vocab, WIDTH=width, num_warps=8)
+    limits = rows.temperature, rows.top_p, rows.min_p, rows.top_k
+    _sample[(count,)](
+        logits, logits.stride(0), *limits, rows.seeds, rows.positions, tokens, vocab, FEWEST=FEWEST, WIDTH=width, num_warps=8
+    )
     return tokens
 
 
@@ -162,15 +178,16 @@ def _invert(row, vocab: tl.constexpr, largest, temperature, key, place, goal, WI
 
 
 @triton.jit
-def _sample(logits, stride, columns, whole, tokens, count, vocab: tl.constexpr, WIDTH: tl.constexpr):
+def _sample(logits, stride, temperatures, top_ps, min_ps, top_ks, seeds, positions, tokens, vocab: tl.constexpr,
+            FEWEST: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     number = tl.program_id(0)
     row = logits + number.to(tl.int64) * stride
-    exact_temperature = tl.load(columns + number)
-    top_p = tl.load(columns + count + number)
-    min_p = tl.load(columns + 2 * count + number)
-    top_k = tl.load(whole + number).to(tl.int32)
-    seed = tl.load(whole + count + number)
-    position = tl.load(whole + 2 * count + number)
+    exact_temperature = tl.load(temperatures + number).to(tl.float64)
+    top_p = tl.maximum(tl.load(top_ps + number).to(tl.float64), FEWEST)
+    min_p = tl.minimum(tl.load(min_ps + number).to(tl.float64), 1.0)
+    top_k = tl.load(top_ks + number)
+    seed = tl.load(seeds + number)
+    position = tl.load(positions + number).to(tl.int64)
     temperature = exact_temperature.to(tl.float32)
 
     largest, token, nan = _row_state(row, vocab, WIDTH)

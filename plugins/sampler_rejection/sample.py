@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.interfaces.compute import SamplingRows
-from core.interfaces.sampler import Sampler
+from core.interfaces.sampler import Draw, Sampler
 from sampler_rejection.limits import Limits
 from sampler_rejection.pivots import draw
 
@@ -36,6 +36,13 @@ class RejectionSampler(Sampler):
                 own = slice(None) if len(which) == len(rows) else torch.from_numpy(which).to(logits.device)
                 tokens[own] = drawn_or_largest(logits[own], Limits.of(rows, which, vocab, logits.device))
         return tokens
+
+    def on_device(self, device: Any) -> Draw | None:
+        if not self._has_triton or not str(device).startswith("cuda"):
+            return None
+        from sampler_rejection.kernel import draw
+
+        return draw
 
     def warm(self, vocab: int, device: Any) -> None:
         """Compile the kernel."""

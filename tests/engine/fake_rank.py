@@ -53,7 +53,7 @@ class Meeting(Collective):
 
 
 class Direct(GraphBackend):
-    def prepare(self, forward, static_step):
+    def prepare(self, forward, static_steps, draws=False):
         return forward
 
 

@@ -181,9 +181,10 @@ def test_ctrl_c_waits_until_a_step_is_through(start, tmp_path):
         signal.raise_signal(signal.SIGINT)
         done.append(step)
 
-    backend = SimpleNamespace(upload=lambda batch, spec, kv: batch, device="cpu", close=lambda: None)
+    nowhere = {"device": "cpu", "sampling": lambda step: None, "close": lambda: None}
+    backend = SimpleNamespace(upload=lambda batch, spec, kv: batch, **nowhere)
     decoder = SimpleNamespace(backend=backend, spec=None, forward=forward)
-    runner = SplitRunner(decoder, None, None, Direct(), others)
+    runner = SplitRunner(decoder, None, SimpleNamespace(on_device=lambda device: None), Direct(), others)
     usual = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         runner.launch(batch([4]))

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
 from core.engine.runner import Runner
 from core.errors import EngineDeadError
 from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
-from core.interfaces.graph import GraphBackend, StepShape
+from core.interfaces.graph import GraphBackend, Outcome, StaticStep, StepShape
+from core.interfaces.sampler import Sampler
 
 LOGITS = np.array([[0.0, 3.0, 1.0], [5.0, 4.0, 2.0]], np.float32)
+
+
+class Uploaded(NamedTuple):
+    batch: StepBatch
+    spec: str
+    kv: str
+
+    @property
+    def shape(self):
+        return self.batch.shape
+
+
+class Recorded(StaticStep):
+    def __init__(self, shape):
+        self.shape, self.batch, self.advanced = shape, batch(), []
+
+    def fill(self, step):
+        raise AssertionError("nobody fills it here")
+
+    def advance(self, tokens):
+        self.advanced.append(tokens.tolist())
+        return True
 
 
 class Backend:
     device = "cpu"
     ahead = True
     late = False
+    samples = False  # whether it has sampling parameters on the device
 
     def __init__(self):
         self.done = []
@@ -29,13 +55,16 @@ class Backend:
         return 1, 2
 
     def upload(self, batch, spec, kv):
-        return (batch, spec, kv)
+        return Uploaded(batch, spec, kv)
 
     def static_step(self, shape, spec, kv):
         return (shape, spec, kv)
 
     def follow(self, step, tokens):
         self.done.append(f"follow {tokens.tolist()}")
+
+    def sampling(self, step):
+        return "parameters" if self.samples and len(step.batch.sampling) else None
 
     def adjust(self, logits, adjustment):
         self.done.append("adjust")
@@ -76,6 +105,8 @@ class Decoder:
         self.backend = backend
 
     def forward(self, step, kv):
+        if isinstance(step, Recorded):
+            return LOGITS.copy()
         batch, spec, uploaded_kv = step
         assert (spec, uploaded_kv) == ("the spec", kv)
         if batch.token_ids[0] == 99:
@@ -83,10 +114,17 @@ class Decoder:
         return LOGITS[: len(batch.sampling)].copy()
 
 
-class Sampler:
+class Host(Sampler):
     def sample(self, logits, rows):
         logits[:] = 0  # a sampler may
         return np.full(len(rows), 2, np.int64)
+
+
+class Device(Host):
+    """Draws by itself: always the third."""
+
+    def on_device(self, device):
+        return lambda logits, rows: np.full(len(logits), 2, np.int64)
 
 
 class Graph(GraphBackend):
@@ -100,8 +138,8 @@ class Graph(GraphBackend):
     def close(self):
         self.closed = True
 
-    def prepare(self, forward, static_steps):
-        self.static_steps = static_steps
+    def prepare(self, forward, static_steps, draws=False):
+        self.static_steps, self.forward, self.draws = static_steps, forward, draws
 
         def replay(step):
             self.replayed += 1
@@ -109,8 +147,12 @@ class Graph(GraphBackend):
 
         return replay
 
+    def repeat(self):
+        self.repeated = True
+        return Outcome(LOGITS.copy(), np.array([2, 2]), True)
 
-def batch(rows=2, *, greedy=True, logprobs=-1, adjusted=False, token=1):
+
+def batch(rows=2, *, greedy=True, logprobs=-1, adjusted=False, token=1, continues=False):
     empty, nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
     adjustment = LogitAdjustment(
         empty, empty, nothing, empty, empty, empty, empty, nothing, np.ones(rows), np.zeros(rows), np.zeros(rows)
@@ -137,6 +179,7 @@ def batch(rows=2, *, greedy=True, logprobs=-1, adjusted=False, token=1):
         logit_rows=np.arange(rows),
         num_decodes=2,
         sampling=sampling,
+        continues=continues,
     )
 
 
@@ -156,7 +199,7 @@ def graph():
 
 @pytest.fixture
 def runner(backend, graph):
-    return Runner(Decoder(backend), "the kv", Sampler(), graph)
+    return Runner(Decoder(backend), "the kv", Host(), graph)
 
 
 def test_greedy_is_an_argmax_and_nothing_else(runner, backend, graph):
@@ -232,6 +275,50 @@ def test_a_token_that_the_step_before_gives_is_put_in_its_place_by_the_backend(r
     assert backend.done[2:] == ["follow [1]", "argmax"]
 
 
+@pytest.fixture
+def drawing(backend, graph):
+    """A runner whose steps end in tokens, drawn ones too."""
+    backend.samples = True
+    return Runner(Decoder(backend), "the kv", Device(), graph)
+
+
+@pytest.mark.parametrize(("greedy", "tokens"), [(True, [1, 0]), (False, [2, 2])])
+def test_a_step_ends_in_its_tokens_where_nothing_needs_the_host(drawing, graph, backend, greedy, tokens):
+    assert graph.draws
+    assert launched(drawing, batch(greedy=greedy)).token_ids.tolist() == tokens
+    recorded = Recorded(StepShape("decode", 2, 2, drawn=not greedy))
+    outcome = graph.forward(recorded)
+    assert (outcome.tokens.tolist(), outcome.advanced, recorded.advanced) == (tokens, True, [tokens])
+
+
+def test_adjusted_rows_are_chosen_behind_the_step_all_the_same(drawing, backend):
+    assert launched(drawing, batch(adjusted=True)).token_ids.tolist() == [0, 2]
+    assert launched(drawing, batch(adjusted=True, greedy=False)).token_ids.tolist() == [2, 2]
+    assert backend.done == ["argmax", "adjust", "argmax", "argmax", "adjust"]
+
+
+def test_without_a_draw_on_the_device_a_step_that_is_drawn_ends_in_its_logits(runner, backend, graph):
+    backend.samples = True
+    assert not graph.draws
+    assert launched(runner, batch(greedy=False)).token_ids.tolist() == [2, 2]
+    assert backend.done == []
+    assert graph.forward(Recorded(StepShape("decode", 2, 2, drawn=True))).tokens is None
+
+
+def test_a_step_that_continues_is_repeated_only_if_the_tokens_told_are_those_it_left(drawing, graph):
+    graph.repeated = False
+    drawing.launch(batch())  # nothing of it was recorded
+    drawing.launch(batch(continues=True))
+    assert not graph.repeated
+    left = Outcome(LOGITS.copy(), np.array([1, 0]), True)
+    drawing._forward = lambda step: left
+    drawing.launch(batch(adjusted=True))
+    drawing.launch(batch(continues=True))  # whoever adjusts the logits chooses other tokens
+    assert not graph.repeated
+    assert launched(drawing, batch(continues=True)).token_ids.tolist() == [2, 2]
+    assert graph.repeated
+
+
 def test_close_closes_the_graphs_and_the_backend(runner, backend, graph):
     runner.close()
     assert graph.closed
@@ -240,7 +327,7 @@ def test_close_closes_the_graphs_and_the_backend(runner, backend, graph):
 
 def test_how_steps_are_launched_is_logged(backend, graph, caplog):
     with caplog.at_level("INFO", logger="dovetail.engine"):
-        Runner(Decoder(backend), "the kv", Sampler(), graph)
+        Runner(Decoder(backend), "the kv", Host(), graph)
     assert [record.message for record in caplog.records] == ["steps are launched so: counting"]
 
 

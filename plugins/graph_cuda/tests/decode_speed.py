@@ -13,6 +13,7 @@ import torch
 
 from core.compose import compose
 from core.compose.build import load_model
+from core.interfaces.graph import Outcome
 from core.interfaces.request import SamplingParams
 from core.testing.inputs import PagedSequences
 from frontends.offline import LLM
@@ -31,7 +32,7 @@ def step_ms() -> dict[tuple[str, int], float]:
     kv, paged = backend.kv_cache(spec, 4096, 64), PagedSequences(4096, 64)
 
     def forward(step):
-        return decoder.forward(step, kv)
+        return Outcome(decoder.forward(step, kv))
 
     found = {}
     ways = {"eager": forward}

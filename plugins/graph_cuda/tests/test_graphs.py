@@ -6,7 +6,7 @@ import torch
 
 from core import testing
 from core.errors import UserError
-from core.interfaces.graph import StepShape
+from core.interfaces.graph import Outcome, StepShape
 from core.models.decoder import Decoder
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
 from core.testing.recording import FixedShapes, RecordingFake
@@ -35,14 +35,14 @@ class Run:
 
     def forward(self, step):
         self.launched += 1
-        return self.decoder.forward(step, self.kvs[1])
+        return Outcome(self.decoder.forward(step, self.kvs[1]))
 
     def __call__(self, work):
         """The logits through the graphs, which have been found equal to the eager ones, as have all pages."""
         batch = self.paged.step(work)
         upload = self.backend.upload
         expected = self.decoder.forward(upload(batch, self.spec, self.kvs[0]), self.kvs[0])
-        found = self.prepared(upload(batch, self.spec, self.kvs[1]))
+        found = self.prepared(upload(batch, self.spec, self.kvs[1])).logits
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-5
         for eager, graphed in zip(*((*kv.keys, *kv.values) for kv in self.kvs), strict=True):
@@ -118,7 +118,7 @@ def test_logits_of_padding_are_not_handed_out_and_do_not_reach_others():
     logits = run(decodes(3))
     assert logits.shape == (3, 96)
     assert np.isfinite(logits).all()
-    whole = next(iter(run.graphs._recorded.values())).logits
+    whole = next(iter(run.graphs._recorded.values())).outcome.logits
     assert torch.isnan(whole[3]).all(), "attention gives NaN for padding here, so the fourth row was none"
 
 

@@ -8,6 +8,7 @@ import pytest
 from core import testing
 from core.compose import compose
 from core.compose.build import load_model
+from core.interfaces.graph import Outcome
 from core.interfaces.request import SamplingParams
 from core.testing.inputs import PagedSequences
 from frontends.offline import LLM
@@ -68,7 +69,7 @@ class Replayed:
         self.graphs = graphs(SIZES, prompts)
 
         def forward(step):
-            return decoder.forward(step, self.kv)
+            return Outcome(decoder.forward(step, self.kv))
 
         self.forward = forward
         self.prepared = self.graphs.prepare(forward, lambda shape: backend.static_step(shape, spec, self.kv))
@@ -77,12 +78,12 @@ class Replayed:
         backend, before = self.decoder.backend, self.graphs.replayed
         batch = self.paged.step(work)
         step = backend.upload(batch, self.decoder.spec, self.kv)
-        found = backend.to_host(self.prepared(step)).copy()
+        found = backend.to_host(self.prepared(step).logits).copy()
         if self.graphs.replayed > before:
             recording = self.graphs._recorded[self.graphs._sizes.holding(batch.shape)]
-            eager = backend.to_host(self.forward(recording.static))[: len(work)]
+            eager = backend.to_host(self.forward(recording.static).logits)[: len(work)]
             assert np.array_equal(found, eager), "replay gives other bits than the same step run eagerly"
-        plain = backend.to_host(self.forward(backend.upload(batch, self.decoder.spec, self.kv)))
+        plain = backend.to_host(self.forward(backend.upload(batch, self.decoder.spec, self.kv)).logits)
         error, scale = np.abs(found - plain).max(), np.abs(plain).max()
         assert np.isfinite(found).all()
         assert error <= 0.03 * scale, f"{work.keys()}: off by {error / scale:.3f} of the largest logit"

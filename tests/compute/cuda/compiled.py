@@ -6,7 +6,7 @@ from dataclasses import replace
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from core.compute.torch_backend.triton import attention, few_rows, gate, packed, rope, static
+from core.compute.torch_backend.triton import attention, few_rows, gate, packed, rope, static, step
 from core.compute.torch_backend.triton.tiling import tiling
 from quant_wint4.tile import group_tile
 
@@ -31,7 +31,9 @@ KERNELS = [
     (attention._prompt, SHAPE | {"HEADS": 8, "QUERIES": 16, "KEYS": 64}, {"num_warps": 8}),
     (rope._rotate_and_write, ROPE | {"PAIRS": 2048}, {}),
     (gate._gated, {"WIDTH": 3072, "COLUMNS": 1024}, {}),
-    (static._fill, {"WORDS": 256}, {}),
+    (static._fill, {"WORDS": 256, "COLUMNS": step.COLUMNS, "ALIGNED": step.ALIGNED}, {}),
+    (static._advance, {"WORDS": 256, "PAGE": 64, "tokens": "*i64"}, {}),
+    (static._follow, {"WORDS": 256, "tokens": "*i64"}, {}),
     *projections(1),
     *projections(16),
 ]
@@ -41,7 +43,7 @@ PACKED = [
 ]
 FLOATS = {"turns": "*fp32", "mixed_parts": "*fp32", "score_parts": "*fp32"}
 VALUES = ("q", "keys", "values", "out", "heads", "hidden", "more", "second", "norm", "x", "residual", "both")
-NUMBERS = ("pages", "tokens", "number", "outputs", *static.SIZES)
+NUMBERS = ("pages", "tokens", "number", "outputs", "length", *static.SIZES)
 
 
 def kind(name, codes):
@@ -52,7 +54,9 @@ def kind(name, codes):
 
 for kernel, constants, options in KERNELS + PACKED:
     codes = "*u8" if constants.get("TILE") is group_tile else "*bf16"
-    signature = {name: "constexpr" if name in constants else kind(name, codes) for name in kernel.arg_names}
+    stated = {name: value for name, value in constants.items() if isinstance(value, str)}  # an argument, not a constant
+    constants = {name: value for name, value in constants.items() if name not in stated}
+    signature = {name: "constexpr" if name in constants else kind(name, codes) for name in kernel.arg_names} | stated
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
     made = compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -487,3 +487,69 @@ class TestRecordsMixedSteps(Contract):
     class implementation(WithStaticSteps):
         def static_step(self, shape, spec, kv):
             return Static(shape, spec, kv.page_size)
+
+
+class Following(WithStaticSteps):
+    """Launches a step whose tokens it may not know, and leaves the next one behind it."""
+
+    ahead = True
+    lastly = 0
+
+    class static(Static):
+        ahead = 0
+
+        def advance(self, tokens):
+            if self.shape.kind != "decode":
+                return False
+            batch, size = self.batch, self.page_size
+            positions = batch.positions + 1
+            pages = np.pad(batch.page_table, ((0, 0), (0, 1)))[np.arange(len(positions)), (positions + self.ahead) // size]
+            self.batch = replace(
+                batch,
+                token_ids=tokens[: len(positions)].astype(np.int32),
+                positions=positions,
+                slots=pages.astype(np.int64) * size + positions % size,
+                context_lens=batch.context_lens + 1,
+                sampling=replace(batch.sampling, positions=batch.sampling.positions + 1),
+            )
+            return True
+
+    def follow(self, step, tokens):
+        ids = step.batch.token_ids.copy()
+        ids[ids < 0] = tokens[self.lastly - 1 - ids[ids < 0]]
+        step.batch = replace(step.batch, token_ids=ids)
+
+
+class TestSoundAndAhead(Contract):
+    __test__ = True
+    implementation = Following
+
+
+class TestFollowsAnotherRow(Contract):
+    __test__ = True
+    caught_by = "test_a_step_may_follow_tokens_that_only_the_device_knows"
+
+    class implementation(Following):
+        lastly = -1
+
+
+class TestAdvancesIntoTheNextPage(Contract):
+    __test__ = True
+    caught_by = "test_a_static_step_advances_to_the_one_that_follows"
+
+    class implementation(Following):
+        class static(Following.static):
+            ahead = 1
+
+
+class TestFetchesLate(Contract):
+    __test__ = True
+    caught_by = "test_fetched_arrays_are_as_they_were"
+
+    class implementation(Numpy):
+        def adjust(self, logits, adjustment):
+            logits[:] = super().adjust(logits, adjustment)
+            return logits
+
+        def fetch(self, arrays):
+            return lambda: arrays

@@ -8,7 +8,7 @@ from core.testing import GraphBackendContract
 
 
 class Eager(GraphBackend):
-    def prepare(self, forward, static_steps):
+    def prepare(self, forward, static_steps, draws=False):
         return forward
 
 
@@ -34,7 +34,7 @@ class TestReplaysTheFirstInputs(Contract):
     caught_by = "test_prepared_steps_give_the_same_values"
 
     class implementation(Eager):
-        def prepare(self, forward, static_steps):
+        def prepare(self, forward, static_steps, draws=False):
             recorded = {}
             return lambda step: forward(recorded.setdefault(step.batch.num_tokens, step))
 
@@ -44,10 +44,10 @@ class TestPadsTheResult(Contract):
     caught_by = "test_prepared_steps_give_the_same_values"
 
     class implementation(Eager):
-        def prepare(self, forward, static_steps):
+        def prepare(self, forward, static_steps, draws=False):
             def padded(step):
-                logits = forward(step)
-                return np.concatenate([logits, logits[-1:]])
+                outcome = forward(step)
+                return outcome._replace(logits=np.concatenate([outcome.logits, outcome.logits[-1:]]))
 
             return padded
 
@@ -57,16 +57,35 @@ class TestBreaksForGood(Contract):
     caught_by = "test_steps_after_a_failed_one_are_right"
 
     class implementation(Eager):
-        def prepare(self, forward, static_steps):
+        def prepare(self, forward, static_steps, draws=False):
             scale = [1.0]
 
             def step(inputs):
                 scale[0] += 1
-                logits = forward(inputs) * np.float32(scale[0] - 1)
+                outcome = forward(inputs)
+                outcome = outcome._replace(logits=outcome.logits * np.float32(scale[0] - 1))
                 scale[0] -= 1
-                return logits
+                return outcome
 
             return step
+
+
+class TestRepeatsTheSameStep(Contract):
+    __test__ = True
+    caught_by = "test_a_step_that_is_repeated_is_the_one_that_follows"
+
+    class implementation(Eager):
+        last = None
+
+        def prepare(self, forward, static_steps, draws=False):
+            def step(inputs):
+                self.last = forward, inputs
+                return forward(inputs)
+
+            return step
+
+        def repeat(self):
+            return self.last and self.last[0](self.last[1])
 
 
 class TestDescribesNothing(Contract):

@@ -1,7 +1,10 @@
 """A sound sampler in numpy, and what the contract has to say about unsound ones."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from core.interfaces.compute import SamplingRows
 from core.interfaces.randomness import uniform
 from core.interfaces.sampler import Sampler
 from core.testing import SamplerContract
@@ -292,3 +295,28 @@ class TestSeedsAreSigned(Contract):
         def numbers(self, rows):
             np.array([int(seed) for seed in rows.seeds], dtype=np.int64)
             return super().numbers(rows)
+
+
+class OnDevice(Plain):
+    def on_device(self, device):
+        def draw(logits, rows):
+            given = {"seeds": rows.seeds.view(np.uint64), "positions": rows.positions.astype(np.int64)}
+            columns = {name: getattr(rows, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+            return self.sample(logits.copy(), SamplingRows(**columns, **given, logprobs=np.full(len(logits), -1, np.int32)))
+
+        return draw
+
+
+class TestSoundOnTheDevice(Contract):
+    __test__ = True
+    implementation = OnDevice
+
+
+class TestForgetsPositionsOnTheDevice(Contract):
+    __test__ = True
+    caught_by = "test_drawing_on_the_device_gives_the_same_tokens"
+
+    class implementation(OnDevice):
+        def on_device(self, device):
+            draw = super().on_device(device)
+            return lambda logits, rows: draw(logits, replace(rows, positions=rows.positions * 0))

@@ -18,10 +18,10 @@ from core.compute.torch_backend.triton.attention import Attention, queries_in_ti
 from core.compute.torch_backend.triton.gate import gated
 from core.compute.torch_backend.triton.packed import Reading, TiledLinear, plain_tile, readable
 from core.compute.torch_backend.triton.rope import rotate_and_write
-from core.compute.torch_backend.triton.static import TritonStaticStep
+from core.compute.torch_backend.triton.static import TritonStaticStep, follow
 from core.compute.torch_backend.triton.step import Step, upload
 from core.compute.torch_backend.triton.tiling import Tiling, tiling
-from core.interfaces.compute import DType, KVCache, Linear, StepBatch
+from core.interfaces.compute import DType, KVCache, Linear, SamplingArrays, StepBatch
 from core.interfaces.graph import StepShape
 from core.interfaces.model import DecoderSpec, Role
 from core.interfaces.quantizer import Packed, Quantizer
@@ -67,11 +67,17 @@ class TritonBackend(TorchBackend):
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step:  # type: ignore[override]
         return upload(batch, queries_in_tile(spec, self._target.dtype), self._target.device)
 
+    def follow(self, step: Step, tokens: Tensor) -> None:  # type: ignore[override]
+        follow(step, tokens)
+
+    def sampling(self, step: Step) -> SamplingArrays | None:
+        return step.sampling if step.num_logits else None
+
     def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> TritonStaticStep | None:
         if shape.kind == "mixed":
             return None
         pages = min(kv.num_pages, -(-spec.max_positions // kv.page_size))
-        return TritonStaticStep(shape, pages, queries_in_tile(spec, self._target.dtype), self._target.device)
+        return TritonStaticStep(shape, pages, kv.page_size, queries_in_tile(spec, self._target.dtype), self._target.device)
 
     def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step) -> Tensor:  # type: ignore[override]
         assert isinstance(weight, TorchLinear)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from core.interfaces.compute import StepBatch
+from core.interfaces.compute import SamplingArrays, StepBatch
 from core.interfaces.graph import StepShape
 
+Words = TypeVar("Words", Tensor, NDArray[np.int32])  # of 32 bits
 ALIGNED = 16  # words: Triton compiles anew for a pointer or a number that is no multiple of 16
 
 
@@ -46,6 +49,7 @@ class Layout:
             "query_starts": self.sequences + 1,
             "tiles": 2 * self.tiles,
             "logit_rows": self.rows or 0,
+            "sampling": COLUMNS * aligned(self.logits),
             "page_table": self.sequences * self.pages,
         }
         fields, first = {}, 0
@@ -53,6 +57,17 @@ class Layout:
             fields[name] = slice(first, first + length)
             first += aligned(length)
         return fields
+
+
+COLUMNS = 7
+"""Of sampling parameters, each ``aligned``: temperature, top_p, min_p, top_k, position; the seeds fill two."""
+
+
+def columns(words: Words, rows: int) -> dict[str, Words]:
+    """By the names of ``SamplingRows``, [rows] each, as words; of ``seeds`` two a row."""
+    field = words.reshape(COLUMNS, -1)
+    names = ("temperature", "top_p", "min_p", "top_k", "positions")
+    return {name: field[index, :rows] for index, name in enumerate(names)} | {"seeds": field[5:].reshape(-1)[: 2 * rows]}
 
 
 def aligned(words: int) -> int:
@@ -77,6 +92,14 @@ class Step:
         self.tiles = view["tiles"].view(-1, 2)  # which sequence, negative for none; the row of its first token
         self.logit_rows = None if layout.rows is None else view["logit_rows"]
         self.page_table = view["page_table"].view(layout.sequences, layout.pages)
+        self.columns = view["sampling"]
+
+    @cached_property
+    def sampling(self) -> SamplingArrays:
+        column = columns(self.columns, self.num_logits)
+        floats = {name: column[name].view(torch.float32) for name in ("temperature", "top_p", "min_p")}
+        whole = {name: column[name] for name in ("top_k", "positions")}
+        return SamplingArrays(**floats, **whole, seeds=column["seeds"].view(torch.int64))
 
 
 def upload(batch: StepBatch, block: int, device: torch.device) -> Step:
@@ -109,5 +132,9 @@ def pack(batch: StepBatch, layout: Layout, counts: NDArray[np.int32], block: int
         tiles = field["tiles"].reshape(-1, 2)
         tiles[:, 0] = owners + batch.num_decodes
         tiles[:, 1] = batch.query_starts[tiles[:, 0]] + ordinals * block
+    if len(batch.sampling):  # only the rank that samples is told how
+        for name, column in columns(field["sampling"], len(batch.logit_rows)).items():
+            given = getattr(batch.sampling, name)
+            column[:] = given if name == "positions" else given.view(np.int32)
     # What is behind a sequence's own pages is never read.
     field["page_table"].reshape(layout.sequences, layout.pages)[:, : batch.page_table.shape[1]] = batch.page_table

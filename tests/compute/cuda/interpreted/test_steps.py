@@ -81,3 +81,44 @@ def test_a_new_static_step_writes_nowhere_and_mixed_ones_are_not_to_be_had(model
         assert decoder.forward(backend.static_step(shape, spec, kv), kv).shape == (2, spec.vocab)
     assert not np.any(kv._memory.numpy())
     assert backend.static_step(StepShape("mixed", 4, 2), spec, kv) is None
+
+
+def test_a_step_has_its_sampling_parameters_and_follows_the_tokens_before(model):
+    spec, backend, _ = model
+    kv, paged = backend.kv_cache(spec, 40, 8), PagedSequences(40, 8)
+    batch = paged.step({number: [3] * (1 + number) for number in range(3)})
+    batch.token_ids[[0, 3]] = -3, -1
+    rows = batch.sampling
+    rows.temperature[:], rows.top_p[:], rows.min_p[:], rows.top_k[:] = 0.5, 0.25, 0.125, [1, 2, 3]
+    rows.seeds[:], rows.positions[:] = 2**63 + np.arange(3, dtype=np.uint64), [7, 8, 9]
+    step = backend.upload(batch, spec, kv)
+    backend.follow(step, torch.tensor([70, 80, 90]))
+    assert step.token_ids.tolist() == [90, 3, 3, 70, 3, 3]
+    static = backend.static_step(StepShape("prompts", 32, 20), spec, kv)
+    static.fill(step)
+    for each in (backend.sampling(step), backend.sampling(static)):
+        for name in ("temperature", "top_p", "min_p", "top_k", "positions"):
+            column = getattr(each, name)
+            assert column[:3].tolist() == getattr(rows, name).tolist()
+            assert not column[3:].any()
+        assert each.seeds[:3].tolist() == rows.seeds.view(np.int64).tolist()
+
+
+def test_an_advanced_step_is_the_one_filled_next(model):
+    spec, backend, _ = model
+    kv, paged = backend.kv_cache(spec, 40, 8), PagedSequences(40, 8)
+    paged.step({0: [1] * 12, 1: [5, 6], 2: [8] * 5})
+    going, anew = (backend.static_step(StepShape("decode", 4, 4), spec, kv) for _ in range(2))
+    work = {0: [3], 1: [4], 2: [5]}
+    for number in range(3):
+        batch = paged.step(work)
+        batch.sampling.positions[:] = batch.positions + 1
+        anew.fill(backend.upload(batch, spec, kv))
+        if number:
+            for name in FIELDS:
+                assert getattr(going, name).tolist() == getattr(anew, name).tolist(), (number, name)
+            assert going.sampling.positions.tolist() == anew.sampling.positions.tolist()
+        going.fill(backend.upload(batch, spec, kv))
+        assert going.advance(torch.tensor([30 + number, 40, 50, 60]))
+        work = {0: [30 + number], 1: [40], 2: [50]}
+    assert not backend.static_step(StepShape("prompts", 4, 4), spec, kv).advance(torch.zeros(4))
