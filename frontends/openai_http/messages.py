@@ -6,6 +6,7 @@ A request becomes the chat it stands for. What goes wrong is told in Anthropic's
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import RequestError
-from core.interfaces.frontend import TextDelta
+from core.interfaces.frontend import Service, TextDelta
+from frontends.openai_http.blocks import Action, Block, Blocks
 from frontends.openai_http.body import read_json
 from frontends.openai_http.chat import chat_prompt
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.errors import anthropic_body, describe, response_to
 from frontends.openai_http.generation import Gathered
+from frontends.openai_http.outline import Outline, outline
 from frontends.openai_http.params import chat_names, chat_params, check_limits, check_supported, renamed
 from frontends.openai_http.schema import ChatBody, Wire
 from frontends.openai_http.single import Event, tell
@@ -28,6 +31,11 @@ from frontends.openai_http.translation import REJECTED, chat_of
 
 _NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences"}
 _FOREIGN = ("container", "mcp_servers", "context_management")  # what is done on Anthropic's own machines
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -60,35 +68,45 @@ class MessagesBody(CountBody):
 
 
 class MessageStory:
-    """One block of text, which is all that a text model answers."""
+    """Blocks of text, of thoughts where a parser tells them apart, and of calls."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, outline: Outline) -> None:
         self._call = call
+        self._reading = outline.reading()
+        self._blocks = Blocks()
 
     def opening(self) -> Iterator[Event]:
-        prompt = len(self._call.prompts[0])
-        usage = {**_usage({"prompt_tokens": prompt, "completion_tokens": 0}), "output_tokens": 0}
+        usage = _usage({"prompt_tokens": len(self._call.prompts[0]), "completion_tokens": 0})
         yield {"type": "message_start", "message": self._message([], None, None, usage)}
-        yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
         yield {"type": "ping"}
 
     def piece(self, delta: TextDelta) -> Iterator[Event]:
-        if delta.text:
-            yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": delta.text}}
+        yield from map(_told, self._blocks.take(self._reading.take(delta.text, delta.token_ids)))
 
-    def closing(self, gathered: Gathered, usage: Mapping[str, Any]) -> Iterator[Event]:
-        reason, sequence = _end(gathered)
-        yield {"type": "content_block_stop", "index": 0}
+    def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
+        yield from map(_told, self._blocks.take(self._reading.end()))
+        yield from map(_told, self._blocks.end())
+        reason, sequence = self._end(last)
         ended = {"stop_reason": reason, "stop_sequence": sequence}
         yield {"type": "message_delta", "delta": ended, "usage": _usage(usage)}
         yield {"type": "message_stop"}
 
-    def failing(self, gathered: Gathered, error: Exception) -> Iterator[Event]:
+    def failing(self, error: Exception) -> Iterator[Event]:
         yield anthropic_body(*describe(error))
 
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
-        content = [{"type": "text", "text": gathered.text}]
-        return self._message(content, *_end(gathered), _usage(usage))
+        assert gathered.last is not None
+        for gained in (self._reading.take(gathered.text), self._reading.end()):
+            deque(self._blocks.take(gained), 0)
+        deque(self._blocks.end(), 0)
+        content = [_block(block, block.text) for block in self._blocks.all]
+        return self._message(content, *self._end(gathered.last), _usage(usage))
+
+    def _end(self, last: TextDelta) -> tuple[str, str | None]:
+        if last.finish_reason == "stop" and isinstance(last.stop_reason, str):
+            return "stop_sequence", last.stop_reason
+        reason = self._reading.finish_reason(last.finish_reason) or ""
+        return {"length": "max_tokens", "tool_calls": "tool_use", "abort": "pause_turn"}.get(reason, "end_turn"), None
 
     def _message(
         self, content: list[dict[str, Any]], reason: str | None, sequence: str | None, usage: Mapping[str, Any]
@@ -111,14 +129,16 @@ def add_routes(app: FastAPI, door: Door) -> None:
         body = await door.reading(read_json(request, MessagesBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
         kept = ("stream", "temperature", "top_p", "top_k", "max_tokens")
-        chat = _chat(body, {"stop": body.stop_sequences, **{name: getattr(body, name) for name in kept}})
+        chat = _chat(door.service, body, {"stop": body.stop_sequences, **{name: getattr(body, name) for name in kept}})
         check_supported(chat)
         try:
             params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs)
             prompt = await chat_prompt(door, chat)
+            outlined = outline(door.service, chat, prompt)
+            params = outlined.guided(params)
             check_limits(door.service.card, prompt, params)
             call = Call.of(chat, "msg", model, [prompt], params)
-            return await tell(door, request, call, MessageStory(call))
+            return await tell(door, request, call, MessageStory(call, outlined))
         except RequestError as error:
             raise renamed(error, {**chat_names(chat), **_NAMES}) from None
 
@@ -126,16 +146,21 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def count_tokens(request: Request) -> Response:
         body = await door.reading(read_json(request, CountBody, door.section.max_request_bytes))
         door.model_named(body.model)
-        return response_to(200, {"input_tokens": len(await chat_prompt(door, _chat(body, {})))})
+        return response_to(200, {"input_tokens": len(await chat_prompt(door, _chat(door.service, body, {})))})
 
 
-def _chat(body: CountBody, fields: Mapping[str, Any]) -> ChatBody:
+def _chat(service: Service, body: CountBody, fields: Mapping[str, Any]) -> ChatBody:
     extra = body.model_extra or {}
     for name in _FOREIGN:
         if extra.get(name):
             raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
-    if body.thinking is not None and body.thinking.get("type") not in ("disabled", "adaptive"):
-        raise RequestError("thinking is not supported by this server", param="thinking", code="unsupported_parameter")
+    thinks = body.thinking.get("type") if body.thinking is not None else None
+    if thinks == "enabled" and service.reasoning_parser is None:
+        raise RequestError(
+            "this server cannot tell thinking from an answer: it would have to be started with --reasoning-parser NAME",
+            param="thinking",
+            code="unsupported_parameter",
+        )
     messages = [each for number, turn in enumerate(body.messages) for each in _turn(turn, f"messages[{number}]")]
     if body.system:
         messages.insert(0, {"role": "system", "content": _text(body.system, "system")})
@@ -145,6 +170,8 @@ def _chat(body: CountBody, fields: Mapping[str, Any]) -> ChatBody:
         "messages": messages,
         "tools": [_tool(number, tool) for number, tool in enumerate(body.tools or ())] or None,
         "tool_choice": _choice(body.tool_choice),
+        "parallel_tool_calls": False if (body.tool_choice or {}).get("disable_parallel_tool_use") else None,
+        "include_reasoning": False if thinks == "disabled" else None,
         "continue_final_message": goes_on or None,
         "add_generation_prompt": not goes_on,
     }
@@ -215,12 +242,32 @@ def _choice(given: Mapping[str, Any] | None) -> Any:
     return _CHOICES[given["type"]]
 
 
-def _end(gathered: Gathered) -> tuple[str, str | None]:
-    assert gathered.last is not None
-    last = gathered.last
-    if last.finish_reason == "stop" and isinstance(last.stop_reason, str):
-        return "stop_sequence", last.stop_reason
-    return {"length": "max_tokens", "abort": "pause_turn"}.get(last.finish_reason or "", "end_turn"), None
+def _told(step: tuple[Action, Block, str]) -> Event:
+    action, block, text = step
+    if action == "open":
+        return {"type": "content_block_start", "index": block.index, "content_block": _block(block, "")}
+    if action == "close":
+        return {"type": "content_block_stop", "index": block.index}
+    kind, field = _DELTAS[block.kind]
+    return {"type": "content_block_delta", "index": block.index, "delta": {"type": kind, field: text}}
+
+
+def _block(block: Block, text: str) -> dict[str, Any]:
+    match block.kind:
+        case "text":
+            return {"type": "text", "text": text}
+        case "reasoning":
+            return {"type": "thinking", "thinking": text, "signature": ""}
+        case "call":
+            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _arguments(text)}
+
+
+def _arguments(text: str) -> Any:
+    """As an object; what the length cut off is none."""
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return {}
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:

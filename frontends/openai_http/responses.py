@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
@@ -13,24 +14,26 @@ from starlette.responses import Response
 
 from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo
+from frontends.openai_http.blocks import Action, Block, Blocks
 from frontends.openai_http.body import read_json
 from frontends.openai_http.chat import chat_prompt
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.errors import describe
 from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered
+from frontends.openai_http.outline import Outline, outline
 from frontends.openai_http.params import chat_names, chat_params, check_limits, check_supported, renamed
+from frontends.openai_http.response_items import choice_of, format_of, messages_of, tool_of
 from frontends.openai_http.schema import ChatBody, Wire
 from frontends.openai_http.single import Event, tell
-from frontends.openai_http.translation import REJECTED, chat_of
+from frontends.openai_http.translation import chat_of
 
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
-_ROLES = frozenset({"user", "assistant", "system", "developer"})
 _NAMES = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text",
 }
+_PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
 _LOGPROBS = "message.output_text.logprobs"  # what ``include`` calls them
 
 
@@ -65,64 +68,112 @@ class ResponsesBody(Wire):
 
 
 class ResponseStory:
-    """One message of one text part, which is all that a text model answers."""
+    """Items: messages of one text part, thoughts where a parser tells them apart, and calls of functions."""
 
-    def __init__(self, call: Call, body: ResponsesBody, chat: ChatBody) -> None:
+    def __init__(self, call: Call, body: ResponsesBody, outline: Outline) -> None:
         self._call = call
         self._body = body
-        self._chat = chat
-        self._item = f"msg_{uuid4().hex}"
-        self._logprobs = _LOGPROBS in (body.include or ())
+        self._reading = outline.reading()
+        self._blocks = Blocks()
+        self._ids: list[str] = []  # of the items
+        self._logprobs: dict[int, list[dict[str, Any]]] = {}  # told, by item
+        self._untold: list[TokenInfo] = []
+        self._with_logprobs = _LOGPROBS in (body.include or ())
         self._number = -1
 
     def opening(self) -> Iterator[Event]:
-        begun = self._response("in_progress", [], None)
+        begun = self._response("in_progress", None)
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
-        yield self._event("response.output_item.added", output_index=0, item=self._message("in_progress", []))
-        yield self._event("response.content_part.added", **self._place(), part=_part("", []))
 
     def piece(self, delta: TextDelta) -> Iterator[Event]:
-        logprobs = self._shown(delta.logprobs or ())
-        yield self._event("response.output_text.delta", **self._place(), delta=delta.text, logprobs=logprobs)
+        if self._with_logprobs:
+            self._untold += delta.logprobs or ()
+        yield from self._told(self._blocks.take(self._reading.take(delta.text, delta.token_ids)))
 
-    def closing(self, gathered: Gathered, usage: Mapping[str, Any]) -> Iterator[Event]:
-        text, logprobs = gathered.text, self._shown(gathered.infos)
-        part, status = _part(text, logprobs), _status(gathered)
-        item = self._message(_item_status(status), [part])
-        yield self._event("response.output_text.done", **self._place(), text=text, logprobs=logprobs)
-        yield self._event("response.content_part.done", **self._place(), part=part)
-        yield self._event("response.output_item.done", output_index=0, item=item)
+    def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
+        yield from self._told(self._blocks.take(self._reading.end()))
+        yield from self._told(self._blocks.end())
+        status = _status(last)
         kind = "response.completed" if status == "completed" else "response.incomplete"
-        yield self._event(kind, response=self._response(status, [item], usage))
+        yield self._event(kind, response=self._response(status, usage))
 
-    def failing(self, gathered: Gathered, error: Exception) -> Iterator[Event]:
+    def failing(self, error: Exception) -> Iterator[Event]:
         status, body = describe(error)
-        told = body["error"]
         code = "rate_limit_exceeded" if status == 429 else "server_error"
-        item = self._message("incomplete", [_part(gathered.text, self._shown(gathered.infos))])
-        failed = self._response("failed", [item], None) | {"error": {"code": code, "message": told["message"]}}
+        failed = self._response("failed", None) | {"error": {"code": code, "message": body["error"]["message"]}}
         yield self._event("response.failed", response=failed)
 
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
-        status = _status(gathered)
-        item = self._message(_item_status(status), [_part(gathered.text, self._shown(gathered.infos))])
-        return self._response(status, [item], usage)
+        assert gathered.last is not None
+        self._untold = list(gathered.infos) if self._with_logprobs else []
+        for gained in (self._reading.take(gathered.text), self._reading.end()):
+            deque(self._told(self._blocks.take(gained)), 0)
+        deque(self._told(self._blocks.end()), 0)
+        return self._response(_status(gathered.last), usage)
+
+    def _told(self, steps: Iterable[tuple[Action, Block, str]]) -> Iterator[Event]:
+        for action, block, text in steps:
+            if action == "open":
+                self._ids.append(f"{_PREFIXES[block.kind]}_{uuid4().hex}")
+                yield self._event("response.output_item.added", output_index=block.index, item=self._item(block, None))
+                if block.kind == "text":
+                    yield self._event("response.content_part.added", **self._place(block), part=_part("", []))
+            elif action == "grow":
+                yield self._grown(block, text)
+            else:
+                yield from self._closed(block)
+
+    def _grown(self, block: Block, text: str) -> Event:
+        if block.kind == "text":
+            logprobs, self._untold = [_logprob(info) for info in self._untold], []
+            self._logprobs.setdefault(block.index, []).extend(logprobs)
+            return self._event("response.output_text.delta", **self._place(block), delta=text, logprobs=logprobs)
+        if block.kind == "reasoning":
+            return self._event("response.reasoning_text.delta", **self._place(block), delta=text)
+        place = {"item_id": self._ids[block.index], "output_index": block.index}
+        return self._event("response.function_call_arguments.delta", **place, delta=text)
+
+    def _closed(self, block: Block) -> Iterator[Event]:
+        place = self._place(block)
+        if block.kind == "text":
+            logprobs = self._logprobs.get(block.index, [])
+            yield self._event("response.output_text.done", **place, text=block.text, logprobs=logprobs)
+            yield self._event("response.content_part.done", **place, part=_part(block.text, logprobs))
+        elif block.kind == "reasoning":
+            yield self._event("response.reasoning_text.done", **place, text=block.text)
+        else:
+            done = {"item_id": place["item_id"], "output_index": block.index, "name": block.name, "arguments": block.text}
+            yield self._event("response.function_call_arguments.done", **done)
+        yield self._event("response.output_item.done", output_index=block.index, item=self._item(block, "completed"))
+
+    def _item(self, block: Block, status: str | None) -> dict[str, Any]:
+        """As it is announced, without a status; or with all that it says."""
+        item = {"id": self._ids[block.index], "status": status or "in_progress"}
+        text = block.text if status is not None else ""
+        if block.kind == "call":
+            return {**item, "type": "function_call", "call_id": block.call_id, "name": block.name, "arguments": text}
+        if block.kind == "reasoning":
+            content = [{"type": "reasoning_text", "text": text}] if status is not None else []
+            return {**item, "type": "reasoning", "summary": [], "content": content}
+        parts = [_part(text, self._logprobs.get(block.index, []))] if status is not None else []
+        return {**item, "type": "message", "role": "assistant", "content": parts}
+
+    def _output(self, status: str) -> list[dict[str, Any]]:
+        """Of an answer that was cut off, so was the last item."""
+        items = [self._item(block, "completed") for block in self._blocks.all]
+        if items and status != "completed":
+            items[-1]["status"] = "incomplete"
+        return items
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._number += 1
         return {"type": kind, "sequence_number": self._number, **fields}
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item, "output_index": 0, "content_index": 0}
+    def _place(self, block: Block) -> dict[str, Any]:
+        return {"item_id": self._ids[block.index], "output_index": block.index, "content_index": 0}
 
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
-
-    def _shown(self, infos: Iterable[TokenInfo]) -> list[dict[str, Any]]:
-        return [_logprob(info) for info in infos] if self._logprobs else []
-
-    def _response(self, status: str, output: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _response(self, status: str, usage: Mapping[str, Any] | None) -> dict[str, Any]:
         body, params = self._body, self._call.params
         ended = status == "incomplete"
         return {
@@ -136,7 +187,7 @@ class ResponseStory:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "model": self._call.model,
-            "output": output,
+            "output": self._output(status),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
@@ -165,9 +216,11 @@ def add_routes(app: FastAPI, door: Door) -> None:
         try:
             params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs)
             prompt = await chat_prompt(door, chat)
+            outlined = outline(door.service, chat, prompt)
+            params = outlined.guided(params)
             check_limits(door.service.card, prompt, params)
             call = Call.of(chat, "resp", model, [prompt], params)
-            return await tell(door, request, call, ResponseStory(call, body, chat))
+            return await tell(door, request, call, ResponseStory(call, body, outlined))
         except RequestError as error:
             raise renamed(renamed(error, names), {"response_format": "text"}) from None
 
@@ -184,15 +237,15 @@ def _chat(body: ResponsesBody) -> ChatBody:
             raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
     if body.truncation not in (None, "disabled", "auto"):
         raise RequestError(f"truncation is disabled or auto, not {body.truncation[:40]!r}", param="truncation")
-    messages = list(_messages(body.input))
+    messages = list(messages_of(body.input))
     if body.instructions is not None:
         messages.insert(0, {"role": "system", "content": body.instructions})
     fields = {
         "messages": messages,
         "max_completion_tokens": body.max_output_tokens,
-        "response_format": _format(body.text.format if body.text else None),
-        "tools": [_tool(number, tool) for number, tool in enumerate(body.tools or ())] or None,
-        "tool_choice": _choice(body.tool_choice),
+        "response_format": format_of(body.text.format if body.text else None),
+        "tools": [tool_of(number, tool) for number, tool in enumerate(body.tools or ())] or None,
+        "tool_choice": choice_of(body.tool_choice),
     }
     if body.top_logprobs is not None or _LOGPROBS in (body.include or ()):
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
@@ -210,81 +263,8 @@ def _not_stored(response_id: str, param: str) -> RequestError:
     )
 
 
-def _messages(given: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(given, str):
-        yield {"role": "user", "content": given}
-        return
-    if not isinstance(given, list) or not given:
-        raise RequestError("input: must be a string or a list of items that is not empty", param="input")
-    for number, item in enumerate(given):
-        where = f"input[{number}]"
-        if not isinstance(item, dict):
-            raise RequestError(f"{where}: must be an object", param=where)
-        match item.get("type", "message"):
-            case "message":
-                if item.get("role") not in _ROLES:
-                    raise RequestError(f"{where}.role: must be user, assistant, system or developer", param=f"{where}.role")
-                yield {"role": item["role"], "content": _content(item.get("content"), f"{where}.content")}
-            case "function_call":
-                function = {"name": item.get("name"), "arguments": item.get("arguments")}
-                call = {"id": item.get("call_id"), "type": "function", "function": function}
-                yield {"role": "assistant", "content": None, "tool_calls": [call]}
-            case "function_call_output":
-                output = _content(item.get("output"), f"{where}.output")
-                yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
-            case "reasoning":
-                continue  # an answer's own thoughts, which clients send back with it
-            case kind:
-                raise RequestError(f"{where} is of type {str(kind)[:40]!r}: {REJECTED}", param=where)
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RequestError(f"{where}: must be a string or a list of parts", param=where)
-    texts = []
-    for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
-            raise RequestError(f"{where}[{number}] is of type {str(kind)[:40]!r}: {REJECTED}", param=f"{where}[{number}]")
-        if not isinstance(part.get("text"), str):
-            raise RequestError(f"{where}[{number}].text: must be a string", param=f"{where}[{number}].text")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Here a schema's name and the schema stand beside the type; a chat has them one level below."""
-    kind = "text" if given is None else given.get("type")
-    if kind not in ("text", "json_object", "json_schema"):
-        raise RequestError(f"text.format is text, json_object or json_schema, not {str(kind)[:40]!r}", param="text")
-    if kind != "json_schema" or given is None:
-        return given
-    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
-
-
-def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
-    """The same one level deeper."""
-    if tool.get("type") != "function":
-        kind = str(tool.get("type"))[:40]
-        raise RequestError(f"tools[{number}] is of type {kind!r}: only functions can be called here", param=f"tools[{number}]")
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
-
-
-def _choice(given: Any) -> Any:
-    if isinstance(given, dict) and given.get("type") == "function":
-        return {"type": "function", "function": {"name": given.get("name")}}
-    return given
-
-
-def _status(gathered: Gathered) -> str:
-    assert gathered.last is not None
-    return {"length": "incomplete", "abort": "cancelled"}.get(gathered.last.finish_reason or "", "completed")
-
-
-def _item_status(status: str) -> str:
-    return "completed" if status == "completed" else "incomplete"
+def _status(last: TextDelta) -> str:
+    return {"length": "incomplete", "abort": "cancelled"}.get(last.finish_reason or "", "completed")
 
 
 def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:

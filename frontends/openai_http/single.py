@@ -31,9 +31,9 @@ class Story(Protocol):
 
     def piece(self, delta: TextDelta) -> Iterable[Event]: ...
 
-    def closing(self, gathered: Gathered, usage: Mapping[str, Any]) -> Iterable[Event]: ...
+    def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterable[Event]: ...
 
-    def failing(self, gathered: Gathered, error: Exception) -> Iterable[Event]: ...
+    def failing(self, error: Exception) -> Iterable[Event]: ...
 
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
@@ -42,7 +42,7 @@ async def tell(door: Door, request: Request, call: Call, story: Story) -> Respon
     """:raises RequestError, EngineDeadError, StoppingError, GenerationError: as long as nothing has been sent."""
     watch = Stopwatch(door.metrics)
     deltas = door.begin(call)
-    progress = Progress(call, watch, keep_text=True)
+    progress = Progress(call, watch, keep_text=not call.stream)
     [gathered] = progress.choices
     headers = {"x-request-id": call.id}
     streaming = False
@@ -87,9 +87,10 @@ async def _events(
     except Exception as error:
         if not isinstance(error, (RequestError, EngineDeadError, StoppingError, GenerationError)):
             log.exception("%s: a stream broke", call.id)
-        yield _named(story.failing(gathered, error))
+        yield _named(story.failing(error))
         return
-    yield _named(story.closing(gathered, progress.usage()))
+    assert gathered.last is not None
+    yield _named(story.closing(gathered.last, progress.usage()))
 
 
 def _named(events: Iterable[Event]) -> bytes:

@@ -83,7 +83,7 @@ def test_tokens_are_counted():
         ({"system": [{"type": "image"}]}, "system[0] is of type 'image'"),
         ({"stop_sequences": [""]}, "stop_sequences: each stop string must be a non-empty string"),
         ({"temperature": -1}, "temperature must be a number in [0, 100], got -1"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is not supported by this server"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "this server cannot tell thinking from an answer"),
         ({"tool_choice": {"type": "all"}}, "tool_choice.type is auto, any, tool or none"),
     ],
 )
