@@ -105,7 +105,7 @@ class ResponseObject(Answer):
     object: Literal["response"]
     created_at: int | float
     model: str
-    status: Literal["completed", "incomplete", "failed"]
+    status: Literal["completed", "incomplete", "failed", "cancelled"]
     output: list[dict[str, Any]]
 
 
@@ -166,6 +166,10 @@ class Version(Answer):
 class Load(Answer):
     server_load: int
     max_concurrency: int
+    requests_running: int
+    requests_waiting: int
+    kv_pages: int
+    kv_pages_used: int
 
 
 class Control(Answer):

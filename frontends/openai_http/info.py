@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from fastapi import FastAPI
@@ -68,8 +69,22 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
     @app.api_route("/load", methods=READ)
     async def load() -> Response:
-        """Generation calls in flight, and how many there may be."""
-        return response_to(200, {"server_load": door.num_calls, "max_concurrency": door.section.max_concurrency})
+        """Generation calls in flight, and how many there may be; what the engine makes of them, while it answers."""
+        nonlocal last_stats
+        with contextlib.suppress(EngineDeadError, TimeoutError):
+            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
+        stats = last_stats
+        return response_to(
+            200,
+            {
+                "server_load": door.num_calls,
+                "max_concurrency": door.section.max_concurrency,
+                "requests_running": stats.num_running,
+                "requests_waiting": stats.num_waiting,
+                "kv_pages": stats.pages_total,
+                "kv_pages_used": max(0, stats.pages_total - stats.pages_free - stats.pages_cached),
+            },
+        )
 
     @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
