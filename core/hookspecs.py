@@ -29,6 +29,7 @@ from core.offers import (
     GrammarBackendOffer,
     GraphBackendOffer,
     ModelOffer,
+    PageOffer,
     ParallelismOffer,
     QuantizerOffer,
     ReasoningParserOffer,
@@ -377,6 +378,22 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
             yield FrontEndOffer(name="stdin", summary="one prompt a line", settings=StdinSettings, create=create)
 
     ``create`` returns a ``core.interfaces.frontend.FrontEnd``; ``core.testing.FrontEndContract`` tests it.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_pages() -> Iterable[PageOffer]:
+    """Offer what browsers are shown at ``/``. At most one is chosen: ``--page NAME``, or its plugin; ``none`` for nothing.
+
+    ::
+
+        @hookimpl
+        def register_pages():
+            yield PageOffer(name="mine", summary="our own chat", folder=lambda: Path(__file__).parent / "files")
+
+    ``folder`` returns where its files lie; ``core.testing.PageContract`` tests them. A page is files: what it shows it asks of
+    the server's routes, as any other client does, with a key where the server wants one.
     """
     raise NotImplementedError
 

@@ -35,7 +35,8 @@ def serve(plan: Plan) -> ExitCode:
     """
     began = time.monotonic()
     show_log(plan)
-    from core.compose.build import create_front_end, fetched
+    from core.compose.build import create_front_end, fetched, page_folder
+    from core.compose.composer import PlanComposer
     from core.engine.client import EngineClient
 
     with _sigterm_ends(), _telling_origins(plan), contextlib.ExitStack() as ending:
@@ -47,6 +48,7 @@ def serve(plan: Plan) -> ExitCode:
             client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
             client.start()
             service = _text_service(client, plan)
+            service.page, service.composer = page_folder(plan), PlanComposer(plan)
             log.info("ready in %.1f s: %s on %s", time.monotonic() - began, service.card.name, plan.facts["device.kind"])
             code = front_end.run(service)
             return ExitCode.ENGINE_DIED if client.dead and code is ExitCode.OK else code

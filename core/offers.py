@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
@@ -210,6 +211,18 @@ class FrontEndOffer(Offer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageOffer(Offer):
+    """``folder()``: files that a browser is shown as they are, index.html first; it exists wherever the plugin is installed.
+
+    The server lets it load nothing but these files and ask nobody but itself: no script or style inside index.html, no other
+    host. ``core.interfaces.frontend.Composer`` and the routes of the front end are what it can ask.
+    """
+
+    kind: ClassVar[str] = "page"
+    folder: Callable[[], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeBackendOffer(Offer):
     """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched.
 
@@ -289,5 +302,6 @@ OPTIONAL_KINDS: tuple[str, ...] = (
     "grammar_backend",
     "tool_parser",
     "reasoning_parser",
+    "page",
 )
 MANY_KINDS: tuple[str, ...] = ("model", "checkpoint_format", "rules")

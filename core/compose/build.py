@@ -152,6 +152,15 @@ def parsers(plan: Plan, manager: PluginManager | None = None) -> tuple[ToolParse
     return made.get("tool_parser"), made.get("reasoning_parser")
 
 
+def page_folder(plan: Plan, manager: PluginManager | None = None) -> Path | None:
+    """Where the files lie that browsers are shown; None when the plan shows them nothing."""
+    if plan.chosen("page") is None:
+        return None
+    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "page").offer
+    folder: Path = offer.folder()
+    return folder
+
+
 def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager, shard: Shard | None = None) -> Decoder:
     """Place weights one at a time as they stream in: all of the model, or a rank's part."""
     from core.models.decoder import Decoder

@@ -101,7 +101,7 @@ def _select_one(kind: str, configuration: Configuration, selection: Selection) -
         else:
             selection.problems.append(_no_offer(kind, asked, list(offers.values()), configuration))
         return
-    refused = {no.value for no in configuration.refused if no.key == (setting,)}
+    refused = {no.value: no.origin for no in configuration.refused if no.key == (setting,)}
     candidates = [offered for name, offered in offers.items() if offered.plugin in selection.named and name not in refused]
     candidates = _defaults_among(kind, candidates)
     candidates.sort(key=lambda offered: selection.named.index(offered.plugin))
@@ -110,6 +110,8 @@ def _select_one(kind: str, configuration: Configuration, selection: Selection) -
         selection.take(kind, candidates[0], selection.origins[candidates[0].plugin])
     elif kind in SINGLE_KINDS or _has_default(kind, manager):
         _select_default(kind, offers, configuration, selection)
+        if kind in OPTIONAL_KINDS and kind in selection.offers and selection.offers[kind].name in refused:
+            selection.origins[kind] = refused[selection.offers.pop(kind).name]
 
 
 def _defaults_among(kind: str, candidates: list[Offered]) -> list[Offered]:

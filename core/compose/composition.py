@@ -36,8 +36,13 @@ class Composition:
     violations: list[Violation] = field(default_factory=list)
 
 
-def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None = None) -> Composition:
-    """Go as far as what was said allows, and report everything that is wrong with it."""
+def attempt(
+    first: FirstPass, manager: PluginManager, probe: DeviceProbe | None = None, known: Plan | None = None
+) -> Composition:
+    """Go as far as what was said allows, and report everything that is wrong with it.
+
+    :param known: a plan of the same model, which then need not be looked for and read.
+    """
     configuration = read(first, manager)
     selection = select(configuration)
     problems = [*configuration.problems, *selection.problems]
@@ -54,9 +59,10 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
     found: Found | None = None
     overruled: list[Problem] = []
     refused = bool(problems) or judgement.refuses
-    if not refused or is_here(resolved.settings["model"]):  # what is refused anyway is not worth a download
+    here = known is not None or is_here(resolved.settings["model"])
+    if not refused or here:  # what is refused anyway is not worth a download
         try:
-            found = find_model(configuration, selection, resolved)
+            found = find_model(configuration, selection, resolved, known)
             if found.packing is not None:
                 overruled = take_packing(found.packing, found.folder.name, configuration, selection)
             recognize_parsers(configuration, selection, resolved, found)
@@ -86,6 +92,8 @@ def attempt(first: FirstPass, manager: PluginManager, probe: DeviceProbe | None 
             reasons=resolved.reasons,
             warnings=tuple(warnings),
             packing=found.packing,
+            machine=probe,
+            template=found.template,
         )
     return composition
 

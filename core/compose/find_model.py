@@ -9,6 +9,7 @@ from typing import Any
 from core.compose.automatic import Resolved
 from core.compose.choose import Selection
 from core.compose.configuration import Configuration
+from core.compose.plan import Plan
 from core.errors import UserError
 from core.interfaces.model import DecoderSpec, ModelFolder
 from core.models.loading import read_config
@@ -30,10 +31,14 @@ class Found:
     family: Offered
     format: Offered
     packing: Packing | None = None  # of a checkpoint that was saved packed
+    template: str | None = None  # the chat template's source, once it was read
 
 
-def find_model(configuration: Configuration, selection: Selection, resolved: Resolved) -> Found:
-    """:raises UserError: when there is no such model, or nobody chosen can run it."""
+def find_model(configuration: Configuration, selection: Selection, resolved: Resolved, known: Plan | None = None) -> Found:
+    """``known``: a plan of the same model, so that nothing of it is looked for or read again.
+
+    :raises UserError: when there is no such model, or nobody chosen can run it.
+    """
     manager = configuration.manager
     offered_formats = {
         each.name: each for each in manager.offers(CheckpointFormatOffer.kind) if each.plugin in selection.format_plugins
@@ -41,8 +46,11 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     formats = {
         name: each.offer.create() for name, each in offered_formats.items() if isinstance(each.offer, CheckpointFormatOffer)
     }
-    folder = resolve(resolved.settings["model"], resolved.settings, formats)
-    config = read_config(folder, formats)
+    if known is not None:
+        folder, config = known.model, known.config
+    else:
+        folder = resolve(resolved.settings["model"], resolved.settings, formats)
+        config = read_config(folder, formats)
     architectures = [str(name) for name in config.get("architectures") or ()]
     family = _family(architectures, manager, selection)
     if not isinstance(family.offer, ModelOffer):
@@ -52,7 +60,8 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     )
     spec = family.offer.family().spec({key: value for key, value in config.items() if key != KEY})
     architecture = next(name for name in architectures if name in family.offer.architectures)
-    return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing)
+    template = known.template if known is not None else None
+    return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing, template)
 
 
 def _adopted(found: Mapping[str, Any], manager: PluginManager) -> Packing | None:

@@ -36,4 +36,6 @@ def recognize_parsers(configuration: Configuration, selection: Selection, resolv
 def _template(found: Found, configuration: Configuration) -> str:
     from core.text.chat_template import template_source
 
-    return template_source(found.folder, configuration.settings["chat_template"])
+    if found.template is None:
+        found.template = template_source(found.folder, configuration.settings["chat_template"])
+    return found.template

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import Problem
 
 if TYPE_CHECKING:
+    from core.compose.probe import DeviceProbe
     from core.interfaces.model import DecoderSpec, ModelFolder
     from core.models.packed import Packing
 
@@ -30,7 +31,8 @@ class Plan:
     """``settings`` holds the core's values by name, ``sections`` each chosen plugin's by plugin name, ``origins`` where each
     dotted key ("max_model_len", "openai_http.port") was set. ``facts`` are what the rules judged. ``config`` is the
     checkpoint's, in config.json's terms; ``packing`` is what it says of packed weights. ``reasons`` says, for each setting that
-    was left open, why it became what it is.
+    was left open, why it became what it is. ``machine`` is what was found of it before anything was loaded,
+    ``template`` the source of the chat template, where it was looked at.
     """
 
     settings: Mapping[str, Any]
@@ -44,6 +46,8 @@ class Plan:
     reasons: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     packing: Packing | None = None
+    machine: DeviceProbe | None = None
+    template: str | None = None
 
     def chosen(self, kind: str) -> Choice | None:
         """The one choice of a single kind; None when an optional kind has none."""

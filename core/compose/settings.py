@@ -24,6 +24,7 @@ KIND_SETTINGS: dict[str, str] = {
     "grammar_backend": "grammar",
     "tool_parser": "tool_call_parser",
     "reasoning_parser": "reasoning_parser",
+    "page": "page",
 }
 """Kind of offer -> the setting that names the one to use."""
 
@@ -72,6 +73,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
         "auto", description="how the model marks its reasoning; default: as its chat template does, if a parser knows it"
     )
     front_end: str = Field("auto", description="the door requests come through")
+    page: str = Field("auto", description="what browsers are shown by the front end; none for nothing")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
     parallelism: str = Field("auto", description="how several processes share a model; none for one process")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from core.errors import ExitCode, RequestError
@@ -101,15 +102,45 @@ class ModelCard:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Composer(Protocol):
+    """The composition that is served, and any other that could be: what a page shows. Safe for any number of threads.
+
+    Answers are plain data, as JSON has it, without secrets. Nothing is loaded, fetched or changed by asking.
+    """
+
+    def plan(self) -> Mapping[str, Any]:
+        """``choices`` (kind, name, plugin, provenance, origin, why), ``settings`` and ``sections`` (name, value, origin, why),
+        ``facts``, ``warnings``: what --explain tells.
+        """
+        ...
+
+    def words(self) -> Mapping[str, Any]:
+        """What ``judge`` takes: ``settings`` (key, flag, type, choices, offers, default, bounds) and ``machines``."""
+        ...
+
+    def judge(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compose ``settings`` (key -> value) for ``count`` devices of a ``machine`` as a launch would, and say whether it is
+        ``ok``, every one of its ``problems`` (rule, severity, what, where, remedies) and the ``command`` that asks for it.
+        With ``neighbours``, also which rules would refuse each other choice beside these.
+
+        :raises RequestError: for a setting, value or machine that is not among the ``words``.
+        """
+        ...
+
+
 class Service(ABC):
     """The engine as a door sees it: text in, text out, asynchronous. One per process; safe for any number of tasks.
 
-    The parsers read calls of tools and reasoning in what the model writes; None where the plan has none.
+    ``page`` is the folder of the page to show to browsers, and ``composer`` what it may ask of the composition; both None
+    where there is none. A front end that is not for browsers leaves them alone. The parsers read calls of tools and reasoning
+    in what the model writes; None where the plan has none.
     """
 
     card: ModelCard
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    page: Path | None = None
+    composer: Composer | None = None
     tool_parser: ToolParser | None = None
     reasoning_parser: ReasoningParser | None = None
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from core.compose.facts import show
 from core.compose.first_pass import first_pass
+from core.compose.hardware import known_hardware, this_machine
 from core.compose.probe import probe_devices
 from core.errors import ExitCode, UserError, problem_text
-from core.plan.table import COUNTS, Cell, Need, Row, departures, known_hardware, table, this_machine
+from core.plan.table import COUNTS, Cell, Need, Row, departures, table
 from core.suggest import did_you_mean
 
 MODEL = "random:ernie-4.5-0.3b"

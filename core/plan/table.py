@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from core.compose.composition import Composition, attempt
 from core.compose.first_pass import FirstPass
-from core.compose.probe import DeviceProbe, Gpu
+from core.compose.hardware import Hardware
 from core.errors import Problem
 from core.plugin_manager import PluginManager
 
 COUNTS = (1, 2, 4, 8)
-MIB = 1 << 20
 OF_MEMORY = frozenset({"model-larger-than-memory", "request-larger-than-memory", "cache-larger-than-memory"})
 """Rules whose violation more devices may cure."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot"."""
-
-    name: str
-    probe: DeviceProbe
-    device: str
-    page: Mapping[str, int] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def capability(self) -> float | None:
-        return self.probe.devices[0].capability if self.device == "cuda" else None
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.probe.devices[0].memory_bytes if self.device == "cuda" else self.probe.free_bytes
 
 
 @dataclass(frozen=True)
@@ -68,27 +46,6 @@ class Cell:
 class Row:
     hardware: Hardware
     cells: Mapping[str, Cell]  # by quantization
-
-
-def known_hardware() -> list[Hardware]:
-    """``hardware.toml``, each card alone in an otherwise idle machine."""
-    cards = tomllib.loads((Path(__file__).parent / "hardware.toml").read_text(encoding="utf-8"))["gpu"]
-    return [
-        Hardware(
-            name=card["name"],
-            probe=_with_gpus(card["name"], card["capability"], card["memory_mib"] * MIB),
-            device="cuda",
-            page=card.get("page", {}),
-            note=card.get("note", ""),
-        )
-        for card in cards
-    ]
-
-
-def this_machine(probe: DeviceProbe) -> Hardware:
-    device = "cuda" if probe.devices else "cpu"
-    name = probe.devices[0].name if probe.devices else probe.cpu_name
-    return Hardware(f"this machine ({name})", probe, device)
 
 
 def table(
@@ -153,8 +110,3 @@ def _lacks_memory(found: Composition) -> bool:
 
 def _gpus(number: int | None) -> str:
     return f"{number} GPU{'s' * (number > 1)}" if number else "none can"
-
-
-def _with_gpus(name: str, capability: float, memory_bytes: int) -> DeviceProbe:
-    gpu = Gpu(name, capability, memory_bytes, memory_bytes)
-    return DeviceProbe("", 16, (), 256 << 30, 256 << 30, (gpu,))

@@ -46,6 +46,7 @@ pytest.register_assert_rewrite(
             "grammar",
             "graph",
             "model",
+            "page",
             "parallel",
             "parsers",
             "plugin",
@@ -66,6 +67,7 @@ from core.testing.frontend import FrontEndContract  # noqa: E402
 from core.testing.grammar import GrammarBackendContract  # noqa: E402
 from core.testing.graph import GraphBackendContract  # noqa: E402
 from core.testing.model import CheckpointFormatContract, ModelContract  # noqa: E402
+from core.testing.page import PageContract  # noqa: E402
 from core.testing.parallel import ParallelismContract  # noqa: E402
 from core.testing.parsers import ReasoningParserContract, ToolParserContract  # noqa: E402
 from core.testing.plugin import PluginContract  # noqa: E402
@@ -85,6 +87,7 @@ __all__ = [
     "GrammarBackendContract",
     "GraphBackendContract",
     "ModelContract",
+    "PageContract",
     "ParallelismContract",
     "PluginContract",
     "QuantizerContract",

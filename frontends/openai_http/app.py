@@ -9,10 +9,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.interfaces.frontend import Service
-from frontends.openai_http import chat, completions, control, description, errors, fastdeploy, info, messages, responses, tokens
+from frontends.openai_http import (
+    chat,
+    completions,
+    control,
+    description,
+    errors,
+    fastdeploy,
+    info,
+    live,
+    messages,
+    page,
+    responses,
+    tokens,
+)
 from frontends.openai_http.door import Door
 from frontends.openai_http.edge import REQUEST_ID, Edge
-from frontends.openai_http.keys import Guard, keys_of
+from frontends.openai_http.keys import OPEN, Guard, keys_of
 from frontends.openai_http.rates import LimitRates
 from frontends.openai_http.settings import HttpSettings
 
@@ -41,12 +54,13 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
     app.state.door = door
     keys = keys_of(door.section)
+    files = page.files_of(service.page) if service.page is not None else {}
     # What is added last is passed first.
     if door.rates.limited:
         app.add_middleware(LimitRates, rates=door.rates)
     if len(keys):
         refused = fastdeploy.UNAUTHORIZED if door.section.compat == fastdeploy.NAME else None
-        app.add_middleware(Guard, keys=keys, refused=refused)
+        app.add_middleware(Guard, keys=keys, open_paths=OPEN | files.keys(), refused=refused)
     if metrics_port is not None:
         app.add_middleware(MetricsApart, port=metrics_port)
     if door.section.allowed_origins:
@@ -71,4 +85,7 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
     control.add_routes(app, door)
     info.add_routes(app, door)
     description.add_routes(app, door)
+    if files:
+        live.add_routes(app, door)
+        page.add_routes(app, files)
     return app

@@ -8,8 +8,9 @@ import pytest
 from core.compose import compose
 from core.compose.build import build_engine
 from core.compose.first_pass import first_pass
+from core.compose.hardware import known_hardware
 from core.plan import command
-from core.plan.table import cell, departures, known_hardware, table
+from core.plan.table import cell, departures, table
 from core.plugin_manager import PluginManager
 from tests.compose.fakes import CPU
 

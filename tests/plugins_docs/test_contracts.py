@@ -501,6 +501,18 @@ class TestTensorParallelRules(testing.RulesContract):
         return DeviceProbe("a CPU", 2, (), 64 << 30, 60 << 30, gpus)
 
 
+# --- web --------------------------------------------------------------------------------------------------------------
+
+
+class TestWeb(testing.PluginContract):
+    plugin = "web"
+
+
+class TestWebPage(testing.PageContract):
+    def folder(self):
+        return offered("web", "page", "web").folder()
+
+
 # --- openai_http ------------------------------------------------------------------------------------------------------
 
 
@@ -739,6 +751,7 @@ def test_every_default_offer_goes_through_a_contract():
         "backend_torch": {"torch"},
         "tensor_parallel": {"tensor"},
         "openai_http": {"openai_http"},
+        "web": {"web"},
         "decoder_models": {"ernie45", "llama", "safetensors", "gguf", "random"},
     }
     source = Path(__file__).read_text()

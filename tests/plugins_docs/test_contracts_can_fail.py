@@ -26,6 +26,7 @@ CONTRACTS = {
     "grammar_backends": testing.GrammarBackendContract,
     "graph_backends": testing.GraphBackendContract,
     "models": testing.ModelContract,
+    "pages": testing.PageContract,
     "parallelisms": testing.ParallelismContract,
     "plugins": testing.PluginContract,
     "quantizers": testing.QuantizerContract,

@@ -1,0 +1,105 @@
+"""What a dashboard asks: figures of this moment, the plan that is served, and how another one would be judged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from prometheus_client import Histogram
+from pydantic import Field
+from starlette.responses import Response
+
+from core.errors import EngineDeadError, RequestError
+from core.interfaces.frontend import Composer
+from core.interfaces.request import EngineStats
+from frontends.openai_http.body import read_json
+from frontends.openai_http.door import Door
+from frontends.openai_http.errors import response_to
+from frontends.openai_http.schema import Wire
+
+_STATS_TIMEOUT = 2.0  # seconds
+_NEVER_KEPT = {"cache-control": "no-store"}
+
+
+class ComposeBody(Wire):
+    """``settings`` by key, on ``count`` devices of a ``machine``; ``neighbours``: also what would be refused beside them."""
+
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=200)
+    machine: str | None = None
+    count: int = 1
+    neighbours: bool = False
+
+
+def add_routes(app: FastAPI, door: Door) -> None:
+    began = time.monotonic()
+    last_stats = EngineStats()
+
+    def composer() -> Composer:
+        if door.service.composer is None:
+            raise RequestError("this server does not know of how it was composed", code="not_found", status=404)
+        return door.service.composer
+
+    @app.get("/dashboard/live")
+    async def live() -> Response:
+        """Counters only grow, latencies are histograms: who looks twice has rates and percentiles of the time between."""
+        nonlocal last_stats
+        try:
+            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
+            up = True
+        except (EngineDeadError, TimeoutError):
+            up = False
+        metrics = door.metrics
+        figures = {
+            "up": up,
+            "uptime_seconds": time.monotonic() - began,
+            "calls": {"in_flight": door.num_calls, "most": door.section.max_concurrency},
+            "engine": msgspec.structs.asdict(last_stats),
+            "latencies": {
+                "first_token": _buckets(metrics.first_token),
+                "inter_token": _buckets(metrics.inter_token),
+                "whole": _buckets(metrics.whole),
+            },
+        }
+        return response_to(200, figures, _NEVER_KEPT)
+
+    @app.get("/dashboard/plan")
+    async def plan() -> Response:
+        """What is composed and why: what --explain tells. Secrets are not in it."""
+        card = door.service.card
+        known = {
+            "version": door.version,
+            "served_names": door.served_names,
+            "max_model_len": card.max_model_len,
+            "sampling_defaults": dict(card.defaults),
+            "most_logprobs": door.section.max_logprobs,
+        }
+        return response_to(200, {**await asyncio.to_thread(composer().plan), **known}, _NEVER_KEPT)
+
+    @app.get("/dashboard/words")
+    async def words() -> Response:
+        """What ``/dashboard/compose`` takes."""
+        return response_to(200, await asyncio.to_thread(composer().words), _NEVER_KEPT)
+
+    @app.post("/dashboard/compose")
+    async def compose(request: Request) -> Response:
+        """How a launch with these settings would be judged. Nothing is loaded."""
+        asked = await door.reading(read_json(request, ComposeBody, door.section.max_request_bytes))
+        answer = await asyncio.to_thread(composer().judge, asked.model_dump(exclude_none=True))
+        return response_to(200, answer, _NEVER_KEPT)
+
+
+def _buckets(histogram: Histogram) -> dict[str, Any]:
+    """``upper``: bounds in seconds, the last one without; ``counts``: observations in each bucket by itself."""
+    upper: list[float | None] = []
+    counts: list[int] = []
+    seen = 0
+    samples = [sample for metric in histogram.collect() for sample in metric.samples if sample.name.endswith("_bucket")]
+    for sample in samples:
+        bound = sample.labels["le"]
+        upper.append(None if bound == "+Inf" else float(bound))
+        counts.append(int(sample.value) - seen)
+        seen = int(sample.value)
+    return {"upper": upper, "counts": counts}
