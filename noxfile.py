@@ -11,6 +11,17 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
 EXAMPLE = "examples/third_party_plugin"
+ON_ANY_BACKEND = (
+    "tests/compute/test_paddle.py",
+    "tests/compute/test_whole_model.py",
+    "tests/models/test_logits.py",
+    "tests/must_show/test_paddle.py",
+    "tests/must_show/test_same_tokens.py",
+    "tests/must_show/test_speculation.py",
+    "tests/must_show/test_structured_output.py",
+    "tests/service/test_end_to_end.py",
+    "plugins/sampler_rejection/tests/test_composed.py",
+)
 SOURCES = ("core", "frontends", "plugins", "noxfile.py", "docs")
 
 
@@ -97,6 +108,21 @@ def bench(session: nox.Session) -> None:
     """Measure: nox -s bench -- --help."""
     session.install("-e", ".[all,bench]")
     session.run("python", "-m", "core.bench", *session.posargs)
+
+
+@nox.session
+def paddle(session: nox.Session) -> None:
+    """What is no backend's own, on torch and on PaddlePaddle's CPU wheel, and what is PaddlePaddle's own."""
+    session.install("-e", ".[all,dev,paddle]")
+    beside = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run(
+        "pytest",
+        "-m",
+        "not (gpu or perf or soak or heavy)",
+        *("--backend", "torch", "--backend", "paddle"),
+        *(session.posargs or (*beside, *ON_ANY_BACKEND)),
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 @nox.session

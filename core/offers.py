@@ -227,6 +227,9 @@ class ComputeBackendOffer(Offer):
     """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched.
 
     ``splits``: whether its backends can ``join`` others, each with a part of the model's weights.
+    ``dtypes``: the number formats it computes in, the best first, by kind of device ("cpu", "cuda"); all of them where it has
+    nothing to say. ``exchanges``: whether its framework lends and takes arrays through DLPack, as ``from_dlpack`` of its top
+    module does: then a sampler of another framework gets its logits so, without a copy.
     """
 
     kind: ClassVar[str] = "compute_backend"
@@ -234,6 +237,8 @@ class ComputeBackendOffer(Offer):
     framework: str
     requires: tuple[str, ...] = ()
     splits: bool = False
+    dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    exchanges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

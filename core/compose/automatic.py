@@ -7,6 +7,7 @@ from typing import Any
 
 from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
+from core.compose.exchange import framework_between, number_formats
 from core.compose.facts import GIB
 from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
@@ -35,7 +36,9 @@ class Resolved:
         self.settings[name], self.reasons[name], self.origins[name] = value, reason, "auto"
 
 
-def resolve_machine(configuration: Configuration, probe: DeviceProbe, ranks: int = 1) -> Resolved:
+def resolve_machine(
+    configuration: Configuration, probe: DeviceProbe, ranks: int = 1, selection: Selection | None = None
+) -> Resolved:
     """What needs no model: device, number format, threads, names."""
     resolved = Resolved(dict(configuration.settings), ranks=ranks)
     settings = resolved.settings
@@ -50,6 +53,17 @@ def resolve_machine(configuration: Configuration, probe: DeviceProbe, ranks: int
             resolved.decide("dtype", "float16", f"a device of capability {probe.devices[0].capability} has no bfloat16")
         else:
             resolved.decide("dtype", "bfloat16", "the format the models were trained in")
+        backend: Any = None if selection is None else selection.offer("compute_backend")
+        formats = number_formats(backend, settings["device"])
+        if formats is not None and settings["dtype"] not in formats:
+            where = "a CPU" if settings["device"] == "cpu" else "a CUDA device"
+            why = f"on {where} the compute backend {backend.name} does not compute in {settings['dtype']}"
+            resolved.decide("dtype", formats[0], why)
+    if selection is not None:
+        between = framework_between(selection)
+        if between is not None:
+            own = selection.offer("compute_backend").framework
+            resolved.reasons["sampler"] = f"it draws from arrays of {between}: those of {own} are lent to it, without a copy"
     if settings["threads"] == 0:
         if resolved.ranks == 1:
             resolved.decide("threads", probe.cores, "one for each physical core this process may use")

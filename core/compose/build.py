@@ -46,6 +46,7 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
     :raises UserError: when the model cannot be read or does not fit after all.
     """
     from core.engine.engine import Engine, EngineConfig
+    from core.engine.lending import LentLogits
     from core.engine.ranks import OtherRanks, PagesOfAllRanks, SplitRunner
     from core.engine.runner import Runner
 
@@ -67,6 +68,8 @@ def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
             part.collective.meet(Path(others.folder))
         kv = backend.kv_cache(decoder.spec, num_pages, settings["block_size"])
         sampler = _create(plan, manager, "sampler")
+        if plan.facts["sampler.between"] is not None:
+            sampler = LentLogits(sampler, backend.framework, plan.facts["sampler.between"])
         sampler.warm(spec.vocab, backend.device)
         graph = _create(plan, manager, "graph_backend")
         if others is None:

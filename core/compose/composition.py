@@ -52,7 +52,7 @@ def attempt(
         probe = probe or probe_devices(first.env)
     except UserError as error:
         return Composition(selection, Facts({}), [*problems, *error.problems])
-    resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection))
+    resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection), selection)
     prefer_splitting(resolved, configuration, selection)
 
     judgement = judged(configuration, selection, resolved, probe, None)

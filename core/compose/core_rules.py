@@ -112,8 +112,21 @@ CORE_RULES: tuple[Rule, ...] = (
         remedies=(Remedy("pip install 'dovetail-serve[{compute.framework}]'"),),
     ),
     Rule(
+        id="number-format-the-backend-lacks",
+        when=(Condition("settings.dtype", "not in", FactRef("compute.dtypes")),),
+        reason="on {device.kind} the compute backend {chosen.compute_backend} computes in {compute.dtypes}, "
+        "not in {settings.dtype}",
+        remedies=(
+            Remedy("--dtype {compute.best_dtype}", {"dtype": FactRef("compute.best_dtype")}),
+            Remedy("choose another compute backend"),
+        ),
+    ),
+    Rule(
         id="sampler-of-another-framework",
-        when=(Condition("compute.framework", "not in", FactRef("sampler.frameworks")),),
+        when=(
+            Condition("compute.framework", "not in", FactRef("sampler.frameworks")),
+            Condition("sampler.between", "==", None),
+        ),
         reason="the sampler {chosen.sampler} takes logits of {sampler.frameworks}, and the compute backend "
         "{chosen.compute_backend} gives those of {compute.framework}",
         remedies=(

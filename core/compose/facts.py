@@ -81,9 +81,12 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("shard.intermediate", int, "width of the feed-forward of one rank: the inputs of its part of what leads out of it"),
     Fact("compute.splits", bool, "whether the compute backend can be one of several ranks"),
     Fact("compute.dtype", str, "number format of weights and KV cache"),
+    Fact("compute.dtypes", tuple, "number formats that the compute backend has on this kind of device; None for all"),
+    Fact("compute.best_dtype", str, "the one it takes by itself; None where it has all"),
     Fact("compute.framework", str, "array framework of the compute backend"),
     Fact("compute.missing_modules", tuple, "modules the compute backend needs and this Python has not"),
     Fact("sampler.frameworks", tuple, "frameworks whose logits the sampler takes"),
+    Fact("sampler.between", str, "the framework as whose arrays it is lent the logits of another; None where nothing is lent"),
     Fact("graph_backend.frameworks", tuple, "frameworks the graph backend can capture; None for any"),
     Fact("quantizer.bits", float, "nominal bits of a packed weight"),
     Fact("scheduler.splits_prompts", bool, "whether a prompt may be computed over several steps"),
@@ -126,6 +129,7 @@ _DECIDED_BY: dict[str, tuple[str, ...]] = {
     "memory.total_bytes": ("num_gpu_blocks_override", "kv_cache_memory"),
     "limits.max_batched_tokens": ("max_model_len", "max_num_seqs"),
     "compute.dtype": ("dtype",),
+    "compute.dtypes": ("dtype",),
     "device.kind": ("device",),
 }
 

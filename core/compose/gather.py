@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from core.compose.automatic import SHORTEST, Resolved, budget_bytes, fitting_length
 from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
 from core.compose.core_rules import CORE_RULES
+from core.compose.exchange import framework_between, is_importable, number_formats
 from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts, shard_facts
 from core.compose.find_model import Found
 from core.compose.probe import DeviceProbe
@@ -29,7 +29,7 @@ def gather_facts(
     settings = resolved.settings
     values: dict[str, Any] = {f"settings.{name}": value for name, value in settings.items()}
     values |= device_facts(settings["device"], probe)
-    values |= _selection_facts(configuration, selection, found)
+    values |= _selection_facts(configuration, selection, found, settings["device"])
     schema = list(CORE_FACTS)
     for plugin in manager.plugins:
         if plugin.section is not None:
@@ -72,12 +72,13 @@ def _derived(
     return derived, []
 
 
-def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None) -> dict[str, Any]:
+def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None, device: str) -> dict[str, Any]:
     backend, sampler = selection.offer("compute_backend"), selection.offer("sampler")
     graph, quantizer, scheduler = selection.offer("graph_backend"), selection.offer("quantizer"), selection.offer("scheduler")
     parallelism = selection.offer("parallelism")
     manager = configuration.manager
     framework = getattr(backend, "framework", None)
+    formats = number_formats(backend, device)
     splitting = splitting_schedulers(manager)
     unloaded = _unloaded(configuration, selection)
     values: dict[str, Any] = {f"chosen.{kind}": offered.name for kind, offered in selection.offers.items()}
@@ -97,9 +98,12 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "sections.unloaded": unloaded,
         "compute.framework": framework,
         "compute.splits": getattr(backend, "splits", None),
+        "compute.dtypes": formats,
+        "compute.best_dtype": formats[0] if formats else None,
         "parallel.frameworks": tuple(sorted(parallelism.frameworks)) if parallelism else None,
-        "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not _is_importable(name)),
+        "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not is_importable(name)),
         "sampler.frameworks": tuple(sorted(sampler.frameworks)) if sampler else None,
+        "sampler.between": framework_between(selection),
         "sampler.fitting": _fitting(manager, "sampler", framework),
         "graph_backend.frameworks": tuple(sorted(graph.frameworks)) or None if graph else None,
         "graph_backend.fitting": _fitting(manager, "graph_backend", framework),
@@ -117,13 +121,6 @@ def _fitting(manager: PluginManager, kind: str, framework: str | None) -> str | 
         if framework in frameworks or (kind == "graph_backend" and not frameworks):
             return offered.name
     return None
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _unloaded(configuration: Configuration, selection: Selection) -> tuple[str, ...]:

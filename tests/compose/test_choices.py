@@ -10,7 +10,7 @@ from core.compose.first_pass import first_pass
 from core.compose.probe import DeviceProbe
 from core.compose.report import dump_text, explain_text, help_text, list_text
 from core.errors import UserError
-from core.offers import CheckpointFormatOffer, ModelOffer, SchedulerOffer
+from core.offers import CheckpointFormatOffer, ComputeBackendOffer, ModelOffer, SchedulerOffer
 from tests.compose.fakes import CPU, CUDA, GIB, Gpu, Point, create, manager, plugin, quantizer, sampler
 
 
@@ -133,6 +133,27 @@ def test_an_old_device_gets_float16():
     old = DeviceProbe("c", 1, (), GIB, GIB, (Gpu("Old", 7.5, 8 * GIB, 8 * GIB),))
     plan = planned(old)
     assert (plan.settings["dtype"], plan.reasons["dtype"]) == ("float16", "a device of capability 7.5 has no bfloat16")
+
+
+def test_a_backend_that_lacks_the_usual_number_format_gets_its_best():
+    offer = ComputeBackendOffer(
+        name="narrow", summary="n", framework="fake", dtypes={"cpu": ("float32", "float16")}, create=create
+    )
+    installed = manager(Point("narrow", plugin("narrow_module", register_compute_backends=[offer])))
+    plan = planned(installed=installed, backend="narrow")
+    assert (plan.settings["dtype"], plan.origins["dtype"]) == ("float32", "auto")
+    assert plan.reasons["dtype"] == "on a CPU the compute backend narrow does not compute in bfloat16"
+    assert planned(CUDA, installed, backend="narrow").settings["dtype"] == "bfloat16"  # of which it says nothing
+
+
+@pytest.mark.parametrize(("takes", "between"), [(("json",), "json"), (("json", "lending"), None)])
+def test_a_sampler_of_another_framework_is_lent_the_logits_where_the_backend_can(takes, between):
+    offer = ComputeBackendOffer(name="lends", summary="l", framework="lending", exchanges=True, create=create)
+    lends = plugin("lends_module", register_compute_backends=[offer], register_samplers=[sampler("theirs", takes)])
+    plan = planned(installed=manager(Point("lends", lends)), plugins=("lends",))
+    assert plan.facts["sampler.between"] == between
+    told = "it draws from arrays of json: those of lending are lent to it, without a copy"
+    assert plan.reasons.get("sampler") == (told if between else None)
 
 
 def test_the_call_of_the_documentation_composes():

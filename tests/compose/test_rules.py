@@ -9,7 +9,7 @@ from core.compose.probe import DeviceProbe, Gpu
 from core.compose.rules import facts_of, judge
 from core.errors import UserError
 from core.interfaces.rules import Condition, Fact, FactRef, Remedy, Rule
-from core.offers import FrontEndOffer, GraphBackendOffer, ParallelismOffer, RulesOffer
+from core.offers import ComputeBackendOffer, FrontEndOffer, GraphBackendOffer, ParallelismOffer, RulesOffer
 from tests.compose.fakes import CPU, CUDA, GIB, DoorSettings, Point, backend, create, manager, plugin, quantizer, sampler
 
 
@@ -138,6 +138,11 @@ def two_of(kind):
     return manager(*points)
 
 
+def narrow_backend():
+    offer = ComputeBackendOffer(name="narrow", summary="n", framework="fake", dtypes={"cpu": ("float32",)}, create=create)
+    return Point("narrow", plugin("narrow_module", register_compute_backends=[offer]))
+
+
 def picky_sampler():
     return Point("picky", plugin("picky_module", register_samplers=[sampler("picky", frameworks=("paddle",))]))
 
@@ -190,6 +195,7 @@ CASES = [
         0,
     ),
     ("sampler-of-another-framework", {"sampler": "picky"}, CPU, lambda: manager(picky_sampler()), 1),
+    ("number-format-the-backend-lacks", {"backend": "narrow", "dtype": "float16"}, CPU, lambda: manager(narrow_backend()), 1),
     ("graph-of-another-framework", {"graph": "picky"}, CPU, lambda: manager(picky_graph()), 1),
     ("ranks-of-another-framework", {"parallelism": "pair"}, CPU, lambda: paired("paddle"), 1),
     ("backend-that-does-not-split", {"parallelism": "pair"}, CPU, lambda: paired("fake"), 1),

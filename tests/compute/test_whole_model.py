@@ -69,7 +69,7 @@ def weights(model, spec):
 class Checked:
     """A model by transformers, and the same through the backend."""
 
-    def __init__(self, make, dtype="float32"):
+    def __init__(self, make, backend):
         torch.manual_seed(0)
         self.model, self.spec = make()
         with torch.no_grad():
@@ -77,7 +77,7 @@ class Checked:
                 noise = torch.randn_like(parameter) * 0.15
                 parameter.copy_(1 + noise if name.endswith("norm.weight") else noise)
         self.model.eval()
-        self.backend = TorchBackend("cpu", dtype, threads=1)
+        self.backend = backend
         self.decoder = Decoder.load(self.spec, weights(self.model, self.spec), self.backend)
 
     def paged(self, page_size):
@@ -93,8 +93,8 @@ class Checked:
 
 
 @pytest.fixture(scope="module", params=[ernie, llama])
-def checked(request):
-    return Checked(request.param)
+def checked(request, make_backend):
+    return Checked(request.param, make_backend("float32"))
 
 
 PROMPT = np.random.default_rng(0).integers(0, 320, 300).tolist()
@@ -151,7 +151,7 @@ def test_sequences_come_and_go_in_one_batch(checked, page_size):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.06), ("float16", 0.01)])
 @pytest.mark.parametrize("make", [ernie, llama])
 def test_half_precision_stays_close(make, dtype, tolerance):
-    checked = Checked(make, dtype)
+    checked = Checked(make, TorchBackend("cpu", dtype, threads=1))
     found = checked.logits(checked.paged(16).step({0: PROMPT[:50]}, logits="all"))
     expected = checked.expected(PROMPT[:50])
     assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Logits in float32 against transformers, for every layout, through the real torch backend: nothing differs by 1e-4."""
+"""Logits in float32 against transformers, for every layout, through a real backend: nothing differs by 1e-4."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -55,19 +55,26 @@ def step(token_ids, start, pages):
     )
 
 
-def ours(path, token_ids):
-    """Of the native kernels, once plain torch is known to say the same."""
-    plain, native = (by(kernels, path, token_ids) for kernels in ("reference", "native"))
-    assert np.abs(plain - native).max() < 2 * ALLOWED  # each may be off by as much
-    return native
+@pytest.fixture(scope="module")
+def ours(compute_backend, make_backend):
+    """A checkpoint's logits of a prompt. Those of torch's native kernels, once plain torch is known to say the same."""
+
+    def found(path, token_ids):
+        plain = by(make_backend("float32"), path, token_ids)
+        if compute_backend != "torch":
+            return plain
+        from core.compute.torch_backend.kernels import on_cpu
+
+        native = by(on_cpu("native", "float32", 1), path, token_ids)
+        assert np.abs(plain - native).max() < 2 * ALLOWED  # each may be off by as much
+        return native
+
+    return found
 
 
-def by(kernels, path, token_ids):
+def by(backend, path, token_ids):
     """The prompt in three steps: most of it, the rest of it, and one decoded token; its pages out of order."""
-    from core.compute.torch_backend.kernels import on_cpu
-
     checkpoint, family, spec = made.opened(path)
-    backend = on_cpu(kernels, "float32", 1)
     decoder = Decoder.load(spec, weights(checkpoint, family, spec), backend)
     count = -(-len(token_ids) // PAGE)
     kv = backend.kv_cache(spec, count + 2, PAGE)
@@ -99,26 +106,26 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("save", [made.save_pt, made.save_paddle])
-def test_ernie(tmp_path, save, tied):
+def test_ernie(ours, tmp_path, save, tied):
     model = made.ernie_model(tie_word_embeddings=tied)
     token_ids = prompt(model.config.vocab_size)
     assert_close(ours(save(model, tmp_path), token_ids), theirs(model, token_ids))
 
 
 @pytest.mark.parametrize("rope", [None, LLAMA3, {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}])
-def test_hf_llama(tmp_path, rope):
+def test_hf_llama(ours, tmp_path, rope):
     model = made.llama_model(tie_word_embeddings=False, rope_parameters=rope)
     token_ids = prompt(model.config.vocab_size)
     assert_close(ours(made.save_pt(model, tmp_path), token_ids), theirs(model, token_ids))
 
 
-def test_gguf_llama(tmp_path):
+def test_gguf_llama(ours, tmp_path):
     model = made.llama_model()
     token_ids = prompt(model.config.vocab_size)
     assert_close(ours(made.save_gguf(model, tmp_path / "m.gguf"), token_ids), theirs(model, token_ids))
 
 
-def test_gguf_ernie(tmp_path):
+def test_gguf_ernie(ours, tmp_path):
     model = made.ernie_model()
     token_ids = prompt(model.config.vocab_size)
     assert_close(ours(made.save_gguf(model, tmp_path / "m.gguf"), token_ids), theirs(model, token_ids))
@@ -178,7 +185,7 @@ def demo():
 
 @pytest.mark.demo
 @pytest.mark.parametrize("text", TEXTS, ids=["prose", "code", "chat"])
-def test_the_demo_is_an_ernie(demo, text):
+def test_the_demo_is_an_ernie(ours, demo, text):
     """On text. On random tokens this model's float32 rounding alone is beyond the bound: transformers differs from its own
     float64 by up to 4e-4 there, and its two attention implementations from each other by 3e-4.
     """

@@ -37,6 +37,8 @@ WAYS = {
     "partitioned, prefix, few pages, chunks of 48": PARTITIONED | PREFIX | FEW_PAGES | chunks(48),
     "partitioned, no part for growth": PARTITIONED | FEW_PAGES | {"kv_cache_ratio": 1.0},
     "rejection sampler": {"sampler": "rejection"},
+}
+RANKS = {
     "two ranks": {"tensor_parallel_size": 2},
     "two ranks, swap, few pages, chunks of 48": {"tensor_parallel_size": 2} | SWAP | FEW_PAGES | chunks(48),
 }
@@ -50,13 +52,17 @@ def prompts():
     return made + made[:3] + [[*prompt[:64], 7, 8] for prompt in made[3:6]]
 
 
-@pytest.fixture(scope="module")
-def plain():
-    with LLM("random:tiny", **TINY) as llm:
+def without_features(backend):
+    with LLM("random:tiny", backend=backend, **TINY) as llm:
         answers = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts()], GREEDY)
     parts = [answer.outputs[0] for answer in answers]
     assert min(len(set(part.token_ids)) for part in parts) > 16
     return parts
+
+
+@pytest.fixture(scope="module")
+def plain(compute_backend):
+    return without_features(compute_backend)
 
 
 def assert_same(answers, parts):
@@ -66,8 +72,16 @@ def assert_same(answers, parts):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_greedy_tokens(plain, way):
-    settings = TINY | WAYS[way]
+def test_the_same_greedy_tokens(compute_backend, plain, way):
+    check(TINY | WAYS[way] | {"backend": compute_backend}, plain)
+
+
+@pytest.mark.parametrize("way", RANKS)
+def test_the_same_greedy_tokens_of_several_ranks(way):
+    check(TINY | RANKS[way], without_features("torch"))
+
+
+def check(settings, plain):
     caches = "enable_prefix_caching" in settings
     with LLM("random:tiny", **settings) as llm:
         for _ in range(1 + caches):  # the second time much is found, the outputs included

@@ -19,7 +19,7 @@ EDIT = [
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_same_tokens_in_fewer_steps(temperature):
+def test_the_same_tokens_in_fewer_steps(compute_backend, temperature):
     draw = np.random.default_rng(2)
     prompts = [{"prompt_token_ids": np.tile(draw.integers(3, 250, size), 3).tolist()} for size in (5, 12, 30)]
     params = [
@@ -28,7 +28,7 @@ def test_the_same_tokens_in_fewer_steps(temperature):
     ]
     found = {}
     for speculation in ("none", "ngram"):
-        with LLM("random:tiny", speculation=speculation, **TINY) as llm:
+        with LLM("random:tiny", backend=compute_backend, speculation=speculation, **TINY) as llm:
             answers = llm.generate(prompts, params)
             found[speculation] = [answer.outputs[0] for answer in answers], llm.stats()
     (plain, before), (guessed, after) = found["none"], found["ngram"]

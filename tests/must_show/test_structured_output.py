@@ -52,11 +52,11 @@ def object_schema(draw):
     }
 
 
-def test_two_hundred_random_schemas_and_as_many_valid_documents():
+def test_two_hundred_random_schemas_and_as_many_valid_documents(compute_backend):
     """A model of random weights at temperature 1 says anything that may be said."""
     draw = random.Random(7)
     schemas = [object_schema(draw) for _ in range(200)]
-    with LLM("random:tiny", guided_decoding_disable_any_whitespace=True, **TINY) as llm:
+    with LLM("random:tiny", backend=compute_backend, guided_decoding_disable_any_whitespace=True, **TINY) as llm:
         answers = llm.generate(
             [{"prompt_token_ids": [1, 2, 3]}] * len(schemas),
             [

@@ -457,6 +457,13 @@ class TestBackendTorch(testing.PluginContract):
     readme = GUIDE
 
 
+class TestBackendPaddle(testing.PluginContract):
+    """The backend itself goes through its contract where PaddlePaddle is installed: tests/compute/test_paddle.py."""
+
+    plugin = "backend_paddle"
+    readme = GUIDE
+
+
 class TestTorchOnCpu(testing.ComputeBackendContract):
     def make(self, dtype):
         return torch_backend(dtype)

@@ -20,8 +20,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def llm():
-    with LLM("random:tiny", **SMALL) as llm:
+def llm(compute_backend):
+    with LLM("random:tiny", backend=compute_backend, **SMALL) as llm:
         yield llm
 
 

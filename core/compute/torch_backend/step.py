@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.compute.contexts import alike
 from core.interfaces.compute import StepBatch
 
 QUERY_BLOCK = {"cpu": 128, "cuda": 256}  # on a CPU 512 tokens take a third less time in blocks of 128 than at once
-FREE_PADDING = 512  # tokens: about what one more call costs
-GATHERED_TOKENS = 1 << 16  # at most, in one call: bounds the copy of keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +117,3 @@ def prompts(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]
             mask = masks.later(stop - start, keys)
             yield Reading(slice(start, stop), 1, stop - start, pages[: -(-keys // page_size)], keys, mask)
 
-
-def alike(lengths: NDArray[np.int32]) -> list[NDArray[np.int64]]:
-    """Indices of ``lengths`` in groups that may be padded to their longest; in order when one group will do."""
-    if not len(lengths):
-        return []
-    order = np.argsort(-lengths, kind="stable")
-    groups: list[NDArray[np.int64]] = []
-    first, used, padding = 0, 0, 0
-    for index, length in enumerate(lengths[order].tolist()):
-        longest = int(lengths[order[first]])
-        padding += longest - length
-        used += length
-        if padding > FREE_PADDING + used // 4 or longest * (index - first + 1) > max(longest, GATHERED_TOKENS):
-            groups.append(order[first:index])
-            first, used, padding = index, length, 0
-    if not groups:
-        return [np.arange(len(lengths))]
-    return [*groups, order[first:]]

@@ -32,8 +32,8 @@ def test_the_other_sampling_classes_are_the_standard_sampler(value):
     assert chosen(env={"FD_SAMPLING_CLASS": value}) == ("standard", "sampler_standard", "$FD_SAMPLING_CLASS")
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_among_others():
-    with LLM("random:tiny", plugins=("sampler_rejection",), **SMALL) as llm:
+def test_a_seed_gives_the_same_tokens_alone_and_among_others(compute_backend):
+    with LLM("random:tiny", backend=compute_backend, plugins=("sampler_rejection",), **SMALL) as llm:
         first = llm.generate(["Hello", "Good day to you", "Hello"], DRAWN)
         again = llm.generate(["Hello"], DRAWN)
     tokens = [answer.outputs[0].token_ids for answer in (*first, *again)]
@@ -41,8 +41,8 @@ def test_a_seed_gives_the_same_tokens_alone_and_among_others():
     assert tokens[0] == tokens[2] == tokens[3] != tokens[1]
 
 
-def test_a_nucleus_of_one_token_is_greedy():
-    with LLM("random:tiny", plugins=("sampler_rejection",), **SMALL) as llm:
+def test_a_nucleus_of_one_token_is_greedy(compute_backend):
+    with LLM("random:tiny", backend=compute_backend, plugins=("sampler_rejection",), **SMALL) as llm:
         greedy = llm.generate(["Hello"], SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
         narrow = llm.generate(["Hello"], SamplingParams(temperature=1.0, top_p=1e-6, max_tokens=24, ignore_eos=True))
     assert greedy[0].outputs[0].token_ids == narrow[0].outputs[0].token_ids

@@ -1,0 +1,62 @@
+"""Which compute backends the tests run on that are no backend's own: ``pytest --backend torch --backend paddle``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from core.interfaces.compute import ComputeBackend, DType
+
+BACKENDS = ("torch", "paddle")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=BACKENDS,
+        help="a compute backend for the tests that run on any; may be given several times; torch when it is not given",
+    )
+
+
+def backends(config: pytest.Config) -> list[str]:
+    return list(dict.fromkeys(config.getoption("--backend") or ["torch"]))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "compute_backend" in metafunc.fixturenames:
+        metafunc.parametrize("compute_backend", backends(metafunc.config), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a backend that was not asked for are left out, and counted as deselected."""
+    if "paddle" in backends(config):
+        return
+    left_out = [item for item in items if item.get_closest_marker("paddle")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("paddle")]
+
+
+@pytest.fixture(scope="session")
+def compute_backend(request: pytest.FixtureRequest) -> str:
+    """The name of the backend a test runs on, as --backend of the server has it."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def make_backend(compute_backend: str) -> Callable[[DType], ComputeBackend]:
+    """A new backend in a number format: plain operations on one thread of the CPU."""
+
+    def make(dtype: DType) -> ComputeBackend:
+        if compute_backend == "paddle":
+            from core.compute.paddle_backend.backend import PaddleBackend
+
+            return PaddleBackend("cpu", dtype, threads=1)
+        from core.compute.torch_backend.backend import TorchBackend
+
+        return TorchBackend("cpu", dtype, threads=1)
+
+    return make

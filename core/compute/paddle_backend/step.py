@@ -1,0 +1,108 @@
+"""A step's inputs on the device, and how its attention is divided into calls.
+
+A *reading* is one call of attention: some queries of one or several sequences, and the pages they look at. Tokens that
+decode are read together where their contexts are alike enough, a prompt in blocks of queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from core.compute.contexts import alike
+from core.compute.paddle_backend.machine import Place, to_device
+from core.interfaces.compute import StepBatch
+
+QUERY_BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    rows: slice | Tensor  # of the step's tokens: ``queries`` in a row for each of ``sequences``
+    sequences: int
+    queries: int
+    pages: Tensor  # [sequences * pages of the longest]
+    keys: int  # of the longest
+    mask: Tensor | None  # added to the scores: [sequences, 1, 1, keys] or [queries * queries a kv head, keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    token_ids: Tensor  # [T]
+    turns: Tensor  # rope, complex64 [T, 1, head_dim / 2]
+    slots: Tensor  # [T]
+    logit_rows: Tensor | None  # None: every token's, in order
+    num_logits: int
+    readings: tuple[Reading, ...]
+
+
+class Masks:
+    """What is added to scores so that no query sees a key that is later, or not its sequence's: -inf there, 0 elsewhere."""
+
+    def __init__(self, group: int, place: Place) -> None:
+        self.place = place
+        self._group = group  # queries that share a kv head: each position stands that many times in a row
+        self._corner = np.zeros((0, 0), np.float32)
+
+    def beyond(self, lengths: NDArray[np.int32], keys: int) -> Tensor | None:
+        """[sequences, 1, 1, keys]: each sequence sees as many keys as it has."""
+        if (lengths == keys).all():
+            return None
+        mask = np.where(np.arange(keys) >= lengths[:, None], np.float32(-math.inf), np.float32(0))
+        return to_device(mask[:, None, None], self.place)
+
+    def later(self, queries: int, keys: int) -> Tensor | None:
+        """[queries * group, keys] for the last ``queries`` of ``keys`` positions, at most a block of them.
+
+        All are corners of one mask, which is zero but for its last columns.
+        """
+        if queries == 1:
+            return None
+        if keys > self._corner.shape[1]:
+            later = np.triu(np.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, np.float32), 1)
+            width = max(QUERY_BLOCK, 1 << (keys - 1).bit_length())
+            self._corner = np.zeros((QUERY_BLOCK * self._group, width), np.float32)
+            self._corner[:, -QUERY_BLOCK:] = later.repeat(self._group, 0)
+        return to_device(self._corner[-queries * self._group :, -keys:], self.place)
+
+
+def upload(batch: StepBatch, page_size: int, turns: Tensor, masks: Masks) -> Step:
+    """``turns``: of every position."""
+    place, rows = masks.place, batch.logit_rows
+    every = np.array_equal(rows, np.arange(batch.num_tokens))
+    return Step(
+        token_ids=to_device(batch.token_ids, place),
+        turns=paddle.index_select(turns, to_device(batch.positions, place)).unsqueeze(1),
+        slots=to_device(batch.slots, place),
+        logit_rows=None if every else to_device(rows, place),
+        num_logits=len(rows),
+        readings=(*decodes(batch, page_size, masks), *prompts(batch, page_size, masks)),
+    )
+
+
+def decodes(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
+    lengths = batch.context_lens[: batch.num_decodes]
+    groups = alike(lengths)
+    for group in groups:
+        own = lengths[group]
+        keys = int(own.max())
+        pages = to_device(batch.page_table[group, : -(-keys // page_size)].reshape(-1), masks.place)
+        rows = slice(0, len(group)) if len(groups) == 1 else to_device(group, masks.place)
+        yield Reading(rows, len(group), 1, pages, keys, masks.beyond(own, keys))
+
+
+def prompts(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
+    for sequence in range(batch.num_decodes, batch.num_sequences):
+        first, end = int(batch.query_starts[sequence]), int(batch.query_starts[sequence + 1])
+        behind = int(batch.context_lens[sequence]) - end  # what to add to a row of the step for its position
+        for start in range(first, end, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, end)
+            keys = stop + behind
+            pages = to_device(batch.page_table[sequence, : -(-keys // page_size)], masks.place)
+            yield Reading(slice(start, stop), 1, stop - start, pages, keys, masks.later(stop - start, keys))
