@@ -6,9 +6,10 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from core.errors import ExitCode, Problem, UserError, forbidden, problem_text
+from core.interrupts import INTERRUPTED, ended_at_once
 
-INTERRUPTED = 130  # what a shell expects of a program ended by Ctrl-C
+with ended_at_once():
+    from core.errors import ExitCode, Problem, UserError, forbidden, problem_text
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve") -> int:
@@ -29,15 +30,17 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve
 
 
 def _main(argv: Sequence[str], program: str) -> int:
-    from core.compose.configuration import refuse_with
-    from core.compose.first_pass import first_pass
+    with ended_at_once():
+        from core.compose.configuration import refuse_with
+        from core.compose.first_pass import first_pass
 
     first = first_pass(argv)
     if "--version" in first.actions:
         from importlib.metadata import version
 
         return _print(f"dovetail {version('dovetail-serve')}\n")
-    manager = first.discover(_trace if "--trace-plugins" in first.actions else None)
+    with ended_at_once():
+        manager = first.discover(_trace if "--trace-plugins" in first.actions else None)
     if "--help" in first.actions:
         from core.compose.report import help_text
 
@@ -47,8 +50,9 @@ def _main(argv: Sequence[str], program: str) -> int:
 
         return _print(list_text(manager))
 
-    from core.compose.composition import attempt
-    from core.compose.report import dump_text, explain_text
+    with ended_at_once():
+        from core.compose.composition import attempt
+        from core.compose.report import dump_text, explain_text
 
     composition = attempt(first, manager)
     refuse_with(composition.problems)

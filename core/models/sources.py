@@ -79,6 +79,25 @@ def is_here(model: str) -> bool:
     return model.startswith(RANDOM) or Path(model).expanduser().exists()
 
 
+def kept(model: str, settings: Mapping[str, Any]) -> Path | None:
+    """Where the files of a model lie that was fetched before, in part or whole; or None. Nothing is fetched for the answer."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return path.absolute()
+    cache = cache_folder(settings)
+    if model == demo.NAME:
+        file = demo.place(cache)
+        return file if file.is_file() else None
+    named = HUB_FILE.fullmatch(model)
+    repo = named[1] if named is not None else model
+    if HUB_NAME.fullmatch(repo) is None:
+        return None
+    folder = hubs.kept(settings.get("model_source") or "huggingface", repo, settings.get("revision"), cache)
+    if folder is None or named is None:
+        return folder
+    return folder / named[2] if (folder / named[2]).is_file() else None
+
+
 def fetch(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
     """The same model with everything on disk. Local folders, files and models without files are so already."""
     if folder.path is None or folder.path.is_file() or Path(folder.name).expanduser().exists():

@@ -1,15 +1,19 @@
-"""A client of an OpenAI-compatible server: just enough to stream text from one."""
+"""A client of an OpenAI-compatible server: just enough to ask one, and to stream text from it."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import httpx
 
 from core.errors import ExitCode, Problem, UserError
+from frontends.cli.options import api_key
+from frontends.cli.own_server import own_server
 
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; a long prompt on a small machine may take minutes
 
@@ -41,6 +45,22 @@ class Client:
         except (ValueError, LookupError, TypeError):
             raise self._stranger() from None
 
+    def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer as the server writes it, once it is whole."""
+        try:
+            response = self._http.post(path, json=body)
+            self._check(response)
+            answer = response.json()
+        except UnicodeEncodeError:
+            raise _not_utf8() from None
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        except ValueError:
+            raise self._stranger() from None
+        if not isinstance(answer, dict):
+            raise self._stranger()
+        return answer
+
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[str]:
         """The text of the answer as it comes. Leaving early ends the request on the server."""
         try:
@@ -52,7 +72,7 @@ class Client:
                     if line.startswith("data: ") and line != "data: [DONE]":
                         yield from self._text(line.removeprefix("data: "))
         except UnicodeEncodeError:
-            raise UserError.of("the text is not valid UTF-8", "", "give it in UTF-8") from None
+            raise _not_utf8() from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
@@ -99,5 +119,20 @@ class Client:
         return UserError(problem, exit_code=ExitCode.FAILED)
 
 
+def _not_utf8() -> UserError:
+    return UserError.of("the text is not valid UTF-8", "", "give it in UTF-8")
+
+
 def _bad_url(url: str) -> UserError:
     return UserError.of(f"{url!r} is no address of a server", "--url", "give one like http://127.0.0.1:8000")
+
+
+@contextmanager
+def connected(options: argparse.Namespace, server_flags: Sequence[str]) -> Iterator[Client]:
+    """A client of the server that ``options.server_options`` name: one that runs, or one for as long as the block lasts."""
+    if options.model is None:
+        with Client(options.url, api_key(options)) as client:
+            yield client
+        return
+    with own_server(options.model, server_flags) as url, Client(url, api_key(options)) as client:
+        yield client

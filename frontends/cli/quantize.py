@@ -15,7 +15,7 @@ GIB = 1 << 30
 def quantize(arguments: Sequence[str]) -> int:
     """:raises UserError: when it cannot be done."""
     named = [] if not arguments or arguments[0].startswith("-") else [arguments[0]]
-    options, rest = _parser().parse_known_args(arguments[len(named) :])
+    options, rest = parser().parse_known_args(arguments[len(named) :])
     if options.shard_size <= 0:
         raise UserError.of("a file holds more than 0 GiB", "--shard-size", "leave it out, or give a number of GiB")
     from core.saving import save_packed
@@ -30,7 +30,7 @@ def quantize(arguments: Sequence[str]) -> int:
     return ExitCode.OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dovetail quantize",
         usage="%(prog)s MODEL --quantization NAME --output FOLDER [settings of the quantizer]",

@@ -1,127 +1,97 @@
-"""``dovetail chat`` and ``dovetail complete``: a line in, an answer as it is written."""
+"""``dovetail chat``: a line in, an answer as it is written."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from core.errors import ExitCode, UserError
-from frontends.cli.client import Client
-from frontends.cli.own_server import own_server
+from core.errors import ExitCode, Problem, UserError
+from frontends.cli.options import SAMPLING, parsed, sampling, sampling_options, server_options
+from frontends.cli.screen import Screen
 
-_HELP = """/exit          leave (also Ctrl-D)
-/reset         forget the conversation
-/system TEXT   tell the model something before the conversation, which is then forgotten; without TEXT nothing is told
-/help          this
-Ctrl-C         stop the answer
+_HELP = """/exit             leave (also Ctrl-D)
+/reset            forget the conversation
+/retry            ask the last question again
+/undo             forget the last question and its answer
+/system TEXT      tell the model something before the conversation, which is then forgotten; without TEXT nothing is told
+/set NAME VALUE   set temperature, max_tokens, top_p, top_k, seed ...; without VALUE as the model has it; alone: show all
+/save FILE        write the conversation as JSON, as `dovetail tokenizer chat` and the API's "messages" take it
+/help             this
+\\ at a line's end the line goes on in the next
+Ctrl-C            stop the answer
 """
-_SHOWN_CONTROLS = frozenset("\n\t")
-
-
-class Screen:
-    """Where the talk is shown: with colours and prompts on a terminal, bare text in a pipe."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        if self.terminal:
-            import readline  # noqa: F401 - it gives input() its line editing
-
-    def lines(self, label: str) -> Iterator[str]:
-        """What the user types, until the end of input."""
-        while True:
-            try:
-                line = input(f"{label}> " if self.terminal else "")
-            except (EOFError, KeyboardInterrupt):
-                return
-            except UnicodeDecodeError:
-                raise UserError.of("the input is not valid UTF-8", "", "give it in UTF-8") from None
-            if line.strip():
-                yield line
-
-    def note(self, text: str) -> None:
-        if self.terminal:
-            from rich.console import Console
-
-            Console(highlight=False).print(text, style="dim", markup=False)
-
-    def problem(self, error: UserError) -> None:
-        sys.stderr.write("".join(f"dovetail: error: {problem}\n" for problem in error.problems))
-
-    def show(self, pieces: Iterable[str]) -> str:
-        """Write an answer as it comes; gives it back whole. Ctrl-C ends it where it is."""
-        written: list[str] = []
-        try:
-            for piece in pieces:
-                written.append(piece)
-                sys.stdout.write(_harmless(piece) if self.terminal else piece)
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            if not self.terminal:
-                raise
-        finally:
-            if written:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-        return "".join(written)
 
 
 class Conversation:
-    def __init__(self, client: Client, settings: dict[str, Any], system: str | None) -> None:
+    def __init__(self, client: Any, settings: dict[str, Any], system: str | None) -> None:
         self._client = client
-        self._settings = settings
-        self._messages: list[dict[str, str]] = []
+        self.settings = settings
+        self.messages: list[dict[str, str]] = []
         self.model = settings["model"]
         self.begin(system)
 
     def begin(self, system: str | None) -> None:
         self.system = system
-        self._messages = [{"role": "system", "content": system}] if system else []
+        self.messages = [{"role": "system", "content": system}] if system else []
 
     def ask(self, text: str, screen: Screen) -> None:
         """:raises UserError: when there is no answer; the question is then forgotten."""
-        self._messages.append({"role": "user", "content": text})
+        self.messages.append({"role": "user", "content": text})
         try:
-            answer = screen.show(self._client.stream("/v1/chat/completions", {**self._settings, "messages": self._messages}))
-        except UserError:
-            self._messages.pop()
+            answer = screen.show(self._client.stream("/v1/chat/completions", {**self.settings, "messages": self.messages}))
+        except BaseException:
+            self.messages.pop()
             raise
-        self._messages.append({"role": "assistant", "content": answer})
+        self.messages.append({"role": "assistant", "content": answer})
+
+    def take_back(self) -> str | None:
+        """The last question, which is forgotten with its answer."""
+        asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            return None
+        question = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        return question
 
 
-def chat(options: argparse.Namespace, server_flags: Sequence[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dovetail chat",
+        description="Talk to a model in the terminal; in a pipe each line is a question, and answers are bare text.",
+        epilog="What can be typed beside questions:\n\n" + _HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[server_options(), sampling_options()],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument("-q", "--quick", metavar="TEXT", help="ask this one question, print the answer, end")
+    return parser
+
+
+def chat(arguments: Sequence[str]) -> int:
+    options, server_flags = parsed(parser(), arguments)
+    from frontends.cli.client import connected
+
     screen = Screen()
-    with _client(options, server_flags) as client:
-        conversation = Conversation(client, _settings(options, client), options.system_prompt)
+    with connected(options, server_flags) as client:
+        settings = {"model": options.model_name or client.first_model(), **sampling(options)}
+        conversation = Conversation(client, settings, options.system_prompt)
         if options.quick is not None:
             conversation.ask(options.quick, screen)
             return ExitCode.OK
         screen.note(f"talking to {conversation.model} at {client.url}; /help for what else can be typed")
         for line in screen.lines("you"):
-            if line.startswith("/"):
-                if not _command(line, conversation, screen):
-                    break
-                continue
             try:
-                conversation.ask(line, screen)
+                if not line.startswith("/"):
+                    conversation.ask(line, screen)
+                elif not _command(line, conversation, screen):
+                    break
             except UserError as error:
                 if not screen.terminal:
-                    raise
-                screen.problem(error)
-    return ExitCode.OK
-
-
-def complete(options: argparse.Namespace, server_flags: Sequence[str]) -> int:
-    screen = Screen()
-    with _client(options, server_flags) as client:
-        settings = _settings(options, client)
-        for text in screen.lines("text") if options.quick is None else [options.quick]:
-            try:
-                screen.show(client.stream("/v1/completions", {**settings, "prompt": text}))
-            except UserError as error:
-                if not screen.terminal or options.quick is not None:
                     raise
                 screen.problem(error)
     return ExitCode.OK
@@ -130,15 +100,29 @@ def complete(options: argparse.Namespace, server_flags: Sequence[str]) -> int:
 def _command(line: str, conversation: Conversation, screen: Screen) -> bool:
     """False when the talk is over."""
     word, _, rest = line.partition(" ")
+    rest = rest.strip()
     match word:
         case "/exit" | "/quit":
             return False
         case "/reset":
             conversation.begin(conversation.system)
             screen.note("the conversation is forgotten")
+        case "/retry" | "/undo":
+            question = conversation.take_back()
+            if question is None:
+                sys.stderr.write("nothing was asked yet\n")
+            elif word == "/retry":
+                conversation.ask(question, screen)
+            else:
+                screen.note(f"forgotten: {question.splitlines()[0][:60]}")
         case "/system":
-            conversation.begin(rest.strip() or None)
-            screen.note("the model is told so from now on" if rest.strip() else "the model is told nothing")
+            conversation.begin(rest or None)
+            screen.note("the model is told so from now on" if rest else "the model is told nothing")
+        case "/set":
+            _set(rest, conversation.settings)
+        case "/save":
+            _save(rest, conversation.messages)
+            screen.note(f"{len(conversation.messages)} messages are in {rest}")
         case "/help":
             sys.stdout.write(_HELP)
         case _:
@@ -146,22 +130,27 @@ def _command(line: str, conversation: Conversation, screen: Screen) -> bool:
     return True
 
 
-def _settings(options: argparse.Namespace, client: Client) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_p", "seed")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return {"model": options.model_name or client.first_model(), **given}
+def _set(said: str, settings: dict[str, Any]) -> None:
+    name, _, value = said.replace("=", " ", 1).partition(" ")
+    name = name.replace("-", "_")
+    if not name:
+        for each in SAMPLING:
+            sys.stdout.write(f"{each} = {settings.get(each, 'as the model has it')}\n")
+    elif name not in SAMPLING:
+        sys.stderr.write(f"there is no {name} to set: {', '.join(SAMPLING)}\n")
+    elif not value.strip():
+        settings.pop(name, None)
+    else:
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value.strip()  # the server says what is wrong with it
 
 
-@contextmanager
-def _client(options: argparse.Namespace, server_flags: Sequence[str]) -> Iterator[Client]:
-    if options.model is None:
-        with Client(options.url, options.api_key) as client:
-            yield client
-        return
-    with own_server(options.model, server_flags) as url, Client(url) as client:
-        yield client
-
-
-def _harmless(text: str) -> str:
-    """Without the control characters by which a text could steer the terminal."""
-    return "".join(char for char in text if char.isprintable() or char in _SHOWN_CONTROLS)
+def _save(name: str, messages: list[dict[str, str]]) -> None:
+    try:
+        Path(name).expanduser().write_text(json.dumps(messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        problem = Problem(f"the conversation cannot be written to {name or 'a file without a name'}: {why}", "/save")
+        raise UserError(problem, exit_code=ExitCode.FAILED) from None

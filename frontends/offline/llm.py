@@ -177,8 +177,10 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[int], None] | None]
     if not shown:
         yield None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+    columns = TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:  # what is printed of the outputs stays apart
         bar = progress.add_task("prompts", total=total)
         yield lambda _number: progress.advance(bar)

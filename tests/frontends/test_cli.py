@@ -1,5 +1,8 @@
 """The dovetail command, as a process against a served fake; on a terminal of its own where that matters."""
 
+import argparse
+import io
+import json
 import os
 import pty
 import re
@@ -11,7 +14,9 @@ import pytest
 
 from core.errors import ExitCode
 from frontends.cli import own_server
-from frontends.cli.main import main
+from frontends.cli.client import Client
+from frontends.cli.main import COMMANDS, main
+from frontends.cli.options import api_key
 from tests.frontends.conftest import ROOT, serving
 from tests.frontends.fake_service import ANSWER
 
@@ -38,7 +43,7 @@ def test_help_is_quick_and_light():
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     assert "heavy: [] quick: True" in shown.stdout
-    for command in ("serve", "bench", "plan", "quantize", "chat", "complete", "plugins"):
+    for command in COMMANDS:
         assert re.search(rf"^    {command} ", shown.stdout, re.MULTILINE)
 
 
@@ -55,31 +60,85 @@ def test_a_conversation_in_a_pipe_is_bare_text():
     assert answered.stderr == "there is no /nonsense: /help lists what there is\n"
 
 
-def test_the_conversation_is_remembered_until_it_is_reset(monkeypatch, capsys, served):
-    from frontends.cli import talk
-
-    asked = []
-    original = talk.Client.stream
+def test_the_conversation_is_remembered_until_it_is_reset(monkeypatch, capsys, served, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked, set_to = [], []
+    original = Client.stream
 
     def stream(self, path, body):
         asked.append([(message["role"], message["content"]) for message in body["messages"]])
+        set_to.append(body.get("top_k"))
         return original(self, path, body)
 
-    monkeypatch.setattr(talk.Client, "stream", stream)
-    lines = iter(["one", "two", "/reset", "three", "/system new", "four"])
+    monkeypatch.setattr(Client, "stream", stream)
+    lines = iter(["one", "two", "/retry", "/undo", "/reset", "three", "/system new", "/set top_k 3", "four", "/save talk.json"])
     monkeypatch.setattr("builtins.input", lambda label: next(lines, None) or (_ for _ in ()).throw(EOFError))
     assert main(["chat", "--url", served.url, "--system-prompt", "old", "--max-tokens", "2"]) == ExitCode.OK
     assert asked == [
         [("system", "old"), ("user", "one")],
         [("system", "old"), ("user", "one"), ("assistant", "Pa"), ("user", "two")],
+        [("system", "old"), ("user", "one"), ("assistant", "Pa"), ("user", "two")],
         [("system", "old"), ("user", "three")],
         [("system", "new"), ("user", "four")],
     ]
+    assert set_to == [None, None, None, None, 3]
+    assert [message["content"] for message in json.loads((tmp_path / "talk.json").read_text())] == ["new", "four", "Pa"]
 
 
-def test_complete(served):
-    assert dovetail("complete", "--url", served.url, "-q", "France", "--max-tokens", "3").stdout == "Par\n"
-    assert dovetail("complete", "--url", served.url, "--max-tokens", "3", typed="one\ntwo\n").stdout == "Par\nPar\n"
+def test_what_cannot_be_typed(monkeypatch, capsys, served):
+    lines = iter(["/undo", "/set heat 1", "/save /no/such/folder/x"])
+    monkeypatch.setattr("builtins.input", lambda label: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    assert main(["chat", "--url", served.url]) == ExitCode.FAILED
+    assert capsys.readouterr().err == (
+        "nothing was asked yet\n"
+        "there is no heat to set: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop\n"
+        "dovetail: error: the conversation cannot be written to /no/such/folder/x: no such file or directory\n"
+        "  set by: /save\n"
+    )
+
+
+def test_complete(served, monkeypatch, capsys, tmp_path):
+    def completed(*arguments, piped=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        assert main(["complete", *arguments, "--url", served.url, "--max-tokens", "3"]) == ExitCode.OK
+        return capsys.readouterr().out
+
+    file = tmp_path / "prompt.txt"
+    file.write_text("from a file\n")
+    assert completed("France") == completed("-q", "France") == completed("--file", str(file)) == "Par\n"
+    assert completed(piped="one\ntwo\n") == "Par\n"
+    assert completed("--lines", piped="one\n\ntwo\n") == "Par\nPar\n"
+    assert completed("--echo", piped="one\ntwo\n") == "one\ntwoPar\n"
+    answer = json.loads(completed("France", "--json", "--logprobs", "1", "--stop", "r", "--seed", "3"))
+    assert answer["choices"][0]["text"] == "Pa"
+    assert len(answer["choices"][0]["logprobs"]["tokens"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["text", "-q", "text"], "several texts are given\n  remedy: give one: as TEXT, with --quick, or with --file"),
+        (["text", "--logprobs", "1"], "log-probabilities are printed as JSON only\n  set by: --logprobs\n  remedy: add --json"),
+        (["-f", "/no/file"], "/no/file cannot be read: no such file or directory\n  set by: --file\n  remedy: check the path"),
+    ],
+)
+def test_texts_that_cannot_be_completed(arguments, error, capsys):
+    assert main(["complete", *arguments]) == ExitCode.REFUSED
+    assert capsys.readouterr().err == f"dovetail: error: {error}\n"
+
+
+def test_a_text_among_the_flags_of_an_own_server():
+    from frontends.cli.completing import _read
+
+    for arguments in (["hi", "--model", "demo", "--dtype", "float32"], ["--model", "demo", "--dtype=float32", "hi"]):
+        options, texts, flags = _read(arguments)
+        assert (options.model, texts, " ".join(flags).replace("=", " ")) == ("demo", ["hi"], "--dtype float32")
+
+
+def test_a_command_that_there_is_not(capsys):
+    with pytest.raises(SystemExit):
+        main(["complet"])
+    assert "there is no command 'complet'; did you mean 'complete'?" in capsys.readouterr().err
 
 
 def test_no_server_is_told_with_remedies():
@@ -123,7 +182,15 @@ def test_a_server_of_another_kind_is_told(served, monkeypatch, capsys):
 def test_flags_nobody_knows_are_refused():
     refused = dovetail("chat", "--dtype", "float32")
     assert refused.returncode == ExitCode.REFUSED
-    assert "unrecognized arguments: --dtype float32" in refused.stderr
+    assert "unrecognized arguments: --dtype float32 (flags of `serve` go with --model)" in refused.stderr
+
+
+def test_a_key_is_shown_to_the_server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
+    assert api_key(argparse.Namespace(api_key=None)) == "from the environment"
+    assert api_key(argparse.Namespace(api_key="a flag's")) == "a flag's"
+    with Client("http://127.0.0.1:9", "secret") as client:
+        assert client._http.headers["authorization"] == "Bearer secret"
 
 
 def on_a_terminal(arguments, expected, typed=()):

@@ -154,7 +154,9 @@ def test_a_wrong_prompt_is_named_before_any_has_run(llm, engine, prompts, messag
 
 def test_a_progress_bar(llm, capsys):
     llm.generate(["A"] * 3, FEW, use_tqdm=True)
-    assert "3/3" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err
+    assert shown.out == ""
 
 
 def test_tokenizer_and_stats(llm):
