@@ -174,7 +174,6 @@ class GenerationBody(Wire):
             "logits_processors",
             "logits_processors_args",
             "prompt_logprobs",
-            "structural_tag",
             "truncate_prompt_tokens",
             "use_beam_search",
         }
@@ -211,6 +210,7 @@ class GenerationBody(Wire):
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    structural_tag: Any = None
     structured_outputs: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = Field(None, min_length=1)
     return_token_ids: bool | None = None

@@ -699,6 +699,14 @@ def test_load_counts_the_calls_in_flight():
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CALLED = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+TAG = {
+    "type": "structural_tag",
+    "structures": [{"begin": f"<f={name}>", "schema": SCHEMA, "end": "</f>"} for name in "ab"],
+    "triggers": ["<f="],
+}
+PARTED = [[{"text": f"{name}>"}, {"json_schema": SCHEMA}, {"text": "</f>"}] for name in "ab"]
+REPEATED = [{"any_of": [[{"until": "<f="}, {"any_of": PARTED}]]}]
+TAGGED = Grammar("parts", json.dumps([{"repeat": REPEATED, "least": 0}, {"anything": True}]))
 
 
 @pytest.mark.parametrize(
@@ -715,6 +723,9 @@ CALLED = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, 
         ({"guided_grammar": 'start: "a"'}, Grammar("grammar", 'start: "a"')),
         ({"structured_outputs": {"regex": "a+"}}, Grammar("regex", "a+")),
         ({"structured_outputs": {"json_object": True, "regex": None}}, Grammar("json_object")),
+        ({"response_format": TAG}, TAGGED),
+        ({"structural_tag": json.dumps(TAG)}, TAGGED),
+        ({"structured_outputs": {"structural_tag": TAG}}, TAGGED),
     ],
 )
 @pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": USER}), (COMPLETE, {"prompt": "hi"})])
@@ -731,7 +742,7 @@ def test_the_form_reaches_the_engine(path, asked, fields, grammar):
         (
             {"response_format": {"type": "xml"}},
             "response_format",
-            "response_format is text, json_object or json_schema, not 'xml'",
+            "response_format is text, json_object, json_schema or structural_tag, not 'xml'",
         ),
         (
             {"response_format": {"type": "json_schema"}},
@@ -749,7 +760,22 @@ def test_the_form_reaches_the_engine(path, asked, fields, grammar):
         (
             {"structured_outputs": {"xml": "a"}},
             "structured_outputs",
-            "structured_outputs knows json, regex, choice, grammar and json_object, not 'xml'",
+            "structured_outputs knows json, regex, choice, grammar, json_object and structural_tag, not 'xml'",
+        ),
+        (
+            {"structural_tag": "{"},
+            "structural_tag",
+            "structural_tag: a structural tag has a list of structures and a list of triggers",
+        ),
+        (
+            {"response_format": TAG | {"triggers": ["<g"]}},
+            "response_format",
+            "response_format: no trigger begins '<f=a>'",
+        ),
+        (
+            {"response_format": TAG | {"structures": [{"begin": "<f=a>", "end": "</f>"}]}},
+            "response_format",
+            "response_format: a structure has texts begin and end, and a JSON schema between",
         ),
     ],
 )

@@ -25,6 +25,19 @@ def test_compact_json_has_no_room_for_whitespace():
     assert len(WORDS) + ord("\n") not in allowed(compact)
 
 
+def test_parts_with_free_text_between_them():
+    called = [{"text": "a>"}, {"json_schema": {"type": "boolean"}}, {"text": "</f>"}]
+    either = [{"any_of": [[{"until": "<f="}, {"any_of": [called]}], [{"until": "<g="}, {"text": "b>"}]]}]
+    matcher = backend().matcher(Grammar("parts", json.dumps([{"repeat": either, "least": 0}, {"anything": True}])))
+    for text, then in ((b"x <f", b"=/ "), (b"=", b"a"), (b"a>", b"tf"), (b"true</f> and <g=", b"b"), (b"b> <", b"fg\n")):
+        for byte in text:
+            matcher.accept(len(WORDS) + byte)
+        may = {token - len(WORDS) for token in allowed(matcher) if token >= len(WORDS)}
+        assert set(then) <= may
+        assert len(may) > 100 or may <= set(then) | set(b" \n\t"), f"after {text!r}"
+    assert VOCABULARY.eos[0] in allowed(matcher)
+
+
 def test_whitespace_has_an_end():
     matcher = backend().matcher(Grammar("json_object"))
     matcher.accept(len(WORDS) + ord("{"))
@@ -42,6 +55,11 @@ def test_whitespace_has_an_end():
         (Grammar("json_schema", "{"), "the grammar cannot be read: Expecting property name"),
         (Grammar("json_schema", '{"type": "nothing"}'), "the grammar cannot be used: "),
         (Grammar("choice", "[1]"), "the grammar cannot be read: a choice is a list of non-empty strings"),
+        (Grammar("parts", "{}"), "the grammar cannot be read: parts are a list"),
+        (Grammar("parts", '[{"word": "a"}]'), "the grammar cannot be read: a part is an object of one of the kinds any_of,"),
+        (Grammar("parts", '[{"until": ""}]'), "the grammar cannot be read: this kind of part has a text"),
+        (Grammar("parts", '[{"repeat": [], "least": "x"}]'), "the grammar cannot be read: "),
+        (Grammar("parts", '[{"json_schema": {"type": "nothing"}}]'), "the grammar cannot be used: "),
         (Grammar("grammar", "start: other\n"), "the grammar cannot be used: "),
         (Grammar("regex", "a" * (MOST_CHARACTERS + 1)), "the grammar has 262145 characters, the most is 262144"),
     ],
