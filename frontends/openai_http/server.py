@@ -139,7 +139,6 @@ class OpenAIServer(FrontEnd):
         server.force_exit = self._hurry.is_set()
 
     async def _mourn(self, door: Door, server: _Uvicorn, reason: str) -> None:
-        log.error("the engine died: %s", reason)
         dead = EngineDeadError(reason)
         door.close(dead)
         door.end_calls(dead)

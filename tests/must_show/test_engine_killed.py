@@ -53,6 +53,7 @@ def test_the_engine_dies_under_its_clients(restarts):
                 assert answer.usage.completion_tokens > 0
             server.engine.kill()
         assert server.process.wait(15) == ExitCode.ENGINE_DIED
+    assert sum("was ended by SIGKILL" in line for line in server.errors) == 1 + restarts  # each death is told once
 
 
 def watch_health(server, until_when):
