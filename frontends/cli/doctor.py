@@ -52,11 +52,10 @@ def doctor(arguments: Sequence[str]) -> int:
     options, flags = parser().parse_known_args(arguments)
     framework = machine.Framework(USUAL) if find_spec(USUAL) else None
     try:
-        findings = list(examine(flags, framework))
+        return show(examine(flags, framework), as_json=options.json)
     finally:
         if framework is not None:
             framework.close()
-    return show(findings, as_json=options.json)
 
 
 def examine(flags: Sequence[str], framework: machine.Framework | None) -> Iterator[Finding]:
@@ -114,11 +113,11 @@ def composition(
     from core.compose.composition import attempt
     from core.compose.first_pass import first_pass
     from core.models.demo import NAME, is_whole
-    from core.models.sources import RANDOM, kept
+    from core.models.sources import HUB_FILE, HUB_NAME, kept
 
     model = settings.get("model")
     instead: str | None = None
-    if model is not None and not model.startswith(RANDOM):
+    if model is not None and (model == NAME or HUB_NAME.fullmatch(model) or HUB_FILE.fullmatch(model)):
         place = kept(model, settings)
         if place is None or (model == NAME and not is_whole(place)):
             instead = STAND_IN

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from core.errors import ExitCode, Problem
 
 State = Literal["ok", "warn", "fail"]
+_WIDTH = 14  # of what a finding is about
 _COLOURS: dict[State, str] = {"ok": "32", "warn": "33", "fail": "31"}
 
 
@@ -41,29 +42,35 @@ def of_problem(state: State, about: str, problem: Problem) -> Finding:
     return Finding(state, about, f"{problem.what}{where}", problem.remedies)
 
 
-def verdict(findings: Sequence[Finding]) -> ExitCode:
-    return ExitCode.FAILED if any(each.state == "fail" for each in findings) else ExitCode.OK
-
-
-def show(findings: Sequence[Finding], *, as_json: bool) -> ExitCode:
-    """Print them; the exit code is a failure's when there is one."""
+def show(findings: Iterable[Finding], *, as_json: bool) -> ExitCode:
+    """Print each as it is found, or all as JSON; the exit code is a failure's when there is one."""
+    seen: list[Finding] = []
     if as_json:
-        sys.stdout.write(json.dumps([asdict(each) for each in findings], indent=2) + "\n")
+        seen += findings
+        sys.stdout.write(json.dumps([asdict(each) for each in seen], indent=2) + "\n")
     else:
         from frontends.cli.screen import coloured
 
-        sys.stdout.write("".join(f"{line}\n" for line in lines(findings, coloured(sys.stdout))))
-    return verdict(findings)
+        for line in lines(_noted(findings, seen), coloured(sys.stdout)):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+    return ExitCode.FAILED if any(each.state == "fail" for each in seen) else ExitCode.OK
 
 
-def lines(findings: Sequence[Finding], colours: bool) -> Iterable[str]:
-    width = max((len(each.about) for each in findings), default=0)
+def _noted(findings: Iterable[Finding], seen: list[Finding]) -> Iterator[Finding]:
     for each in findings:
+        seen.append(each)
+        yield each
+
+
+def lines(findings: Iterable[Finding], colours: bool) -> Iterator[str]:
+    count = dict.fromkeys(_COLOURS, 0)
+    for each in findings:
+        count[each.state] += 1
         state = f"{each.state:4}"
         shown = f"\033[1;{_COLOURS[each.state]}m{state}\033[0m" if colours else state
-        yield f"{shown}  {each.about.ljust(width)}  {each.what}"
+        yield f"{shown}  {each.about.ljust(_WIDTH)}  {each.what}"
         for remedy in each.remedies:
-            yield f"{'':{width + 8}}remedy: {remedy}"
-    count = {state: sum(each.state == state for each in findings) for state in _COLOURS}
+            yield f"{'':{_WIDTH + 8}}remedy: {remedy}"
     yield ""
     yield f"{count['ok']} ok, {count['warn']} to look at, {count['fail']} to mend"

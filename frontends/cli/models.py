@@ -85,11 +85,13 @@ def listed(folders: Sequence[Path], flags: Sequence[str], *, as_json: bool) -> i
 
     from frontends.cli.screen import console
 
-    table = Table("model", "kind", "state", "MB", "where", box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-    table.columns[3].justify = "right"
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    for title in ("model", "kind", "state", "MB", "where"):
+        table.add_column(title, no_wrap=title == "model", overflow="fold", justify="right" if title == "MB" else "left")
+    home = str(Path.home())
     for each in found:
         size = "" if each.nbytes is None else f"{each.nbytes / MEGA:.1f}"
-        table.add_row(each.name, each.kind, each.state, size, each.where)
+        table.add_row(each.name, each.kind, each.state, size, each.where.replace(home, "~"))
     console().print(table, soft_wrap=not sys.stdout.isatty())
     return ExitCode.OK
 
@@ -116,7 +118,7 @@ def known(settings: Mapping[str, Any], folders: Sequence[Path], manager: Any) ->
                 size = path.stat().st_size if path.is_file() else size_of(path)
                 yield Listed(str(path), names[0], "here", size, str(path.absolute()))
     for name in random_format.SHAPES:
-        yield Listed(f"{random_format.PREFIX}{name}", "random", "always: seeded random weights", 0)
+        yield Listed(f"{random_format.PREFIX}{name}", "random", "made when asked for", 0)
 
 
 def fetched(settings: Mapping[str, Any]) -> Iterator[Listed]:
@@ -170,11 +172,11 @@ def pulled(options: argparse.Namespace, flags: Sequence[str]) -> int:
     found = located(flags)
     folder = fetch(found.folder, found.settings)
     text_files(folder, found.settings)
-    return show(list(verify(found.with_folder(folder), hashes=False)), as_json=options.json)
+    return show(verify(found.with_folder(folder), hashes=False), as_json=options.json)
 
 
 def verified(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from frontends.cli.located import located
     from frontends.cli.verifying import verify
 
-    return show(list(verify(located(flags, fetching=False), hashes=not options.quick)), as_json=options.json)
+    return show(verify(located(flags, fetching=False), hashes=not options.quick), as_json=options.json)

@@ -98,6 +98,9 @@ def test_wrong_words_and_broken_plugins(probe, capsys, monkeypatch, no_child):
     out = capsys.readouterr().out
     assert re.search(r"^fail  configuration +there is no flag --modle; did you mean '--model'\?", out, re.MULTILINE)
     assert "DOVETAIL_PROT" in out
+    monkeypatch.delenv("DOVETAIL_PROT")
+    assert main(["doctor", "--model", "nope"]) == ExitCode.FAILED
+    assert "fail  configuration   there is no model 'nope': it is no folder" in capsys.readouterr().out
     assert main(["doctor", "--config", "/no/such.toml"]) == ExitCode.FAILED
     assert "/no/such.toml" in capsys.readouterr().out
 
@@ -145,9 +148,9 @@ def test_devices_compilers_and_ports(monkeypatch, tmp_path):
 def test_findings_are_coloured_on_terminals_only():
     findings = [Finding("fail", "disk", "is full", ("free some",))]
     assert list(lines(findings, False)) == [
-        "fail  disk  is full", "            remedy: free some", "", "0 ok, 0 to look at, 1 to mend"
+        "fail  disk            is full", f"{'':22}remedy: free some", "", "0 ok, 0 to look at, 1 to mend"
     ]  # fmt: skip
-    assert next(iter(lines(findings, True))) == "\033[1;31mfail\033[0m  disk  is full"
+    assert next(iter(lines(findings, True))) == "\033[1;31mfail\033[0m  disk            is full"
 
 
 # --- collect-env --------------------------------------------------------------------------------------------------------
