@@ -7,6 +7,7 @@ At any time ``free + used + kept == total``: used by rows, or kept by the policy
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.blocks import BlockPolicy, PoolUse
@@ -105,6 +106,15 @@ class BlockManager:
         self._policy.leave(state.pages[row, :number].copy())
         state.pages[row, :number] = 0
         state.num_pages[row] = state.num_grown[row] = 0
+
+    def lend(self, number: int) -> NDArray[np.int32] | None:
+        """Pages for what holds no row, or None when so many cannot be had now. Give them to ``take_back``."""
+        if number > self._division.for_admission(self._use()) or not self._make_room(number):
+            return None
+        return self.pool.take(number)
+
+    def take_back(self, pages: NDArray[np.int32]) -> None:
+        self.pool.release(pages)
 
     def _make_room(self, wanted: int) -> bool:
         short = wanted - self.pool.num_free

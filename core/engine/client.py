@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from core.engine import wire
 from core.engine.process import EngineProcess
@@ -22,7 +24,7 @@ from core.engine.stream import TokenStream
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.frontend import Health
 from core.interfaces.limits import RequestLimits
-from core.interfaces.request import EngineStats, Request, TokenEvent
+from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
 
 log = logging.getLogger("dovetail.engine")
 
@@ -56,7 +58,7 @@ class EngineClient:
         self._watcher = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, tuple[TokenStream, int]] = {}
-        self._stats: dict[int, asyncio.Future[EngineStats]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._mourners: set[asyncio.Future[None]] = set()
         self._numbers = itertools.count()
         self._limits: RequestLimits | None = None
@@ -131,17 +133,30 @@ class EngineClient:
         return Health(alive=ready, ready=ready, detail="" if ready else self._detail)
 
     async def stats(self) -> EngineStats:
+        stats: EngineStats = await self._ask(wire.AskStats(next(self._numbers)))
+        return stats
+
+    async def embed(self, prompt_token_ids: Sequence[int], *, mean: bool) -> NDArray[np.float32]:
+        """As ``Engine.embed``."""
+        state: bytes = await self._ask(wire.Embed(next(self._numbers), list(prompt_token_ids), mean))
+        return np.frombuffer(state, np.float32)
+
+    async def score(self, prompt_token_ids: Sequence[int], most: int) -> list[TokenLogprobs]:
+        """As ``Engine.score``."""
+        logprobs: list[TokenLogprobs] = await self._ask(wire.Score(next(self._numbers), list(prompt_token_ids), most))
+        return logprobs
+
+    async def _ask(self, question: wire.AskStats | wire.Embed | wire.Score) -> Any:
         loop = self._enter()
         life = self._living()
-        ticket = next(self._numbers)
-        future: asyncio.Future[EngineStats] = loop.create_future()
-        self._stats[ticket] = future
+        future: asyncio.Future[Any] = loop.create_future()
+        self._asked[question.ticket] = future
         try:
-            if not life.send(wire.AskStats(ticket)):
+            if not life.send(question):
                 raise EngineDeadError("the engine does not answer any more")
             return await future
         finally:
-            self._stats.pop(ticket, None)
+            self._asked.pop(question.ticket, None)
 
     async def wait_dead(self) -> str:
         """Returns, with the reason, when the engine is gone for good."""
@@ -192,17 +207,27 @@ class EngineClient:
         found = self._streams.pop(wire_id, None)
         return None if found is None else found[0]
 
-    def _answer_stats(self, message: wire.Stats) -> None:
-        future = self._stats.get(message.ticket)
-        if future is not None and not future.done():
-            future.set_result(message.stats)
+    def _answer(self, message: wire.Stats | wire.Embedded | wire.Scored | wire.NotRead) -> None:
+        future = self._asked.get(message.ticket)
+        if future is None or future.done():
+            return
+        match message:
+            case wire.Stats():
+                future.set_result(message.stats)
+            case wire.Embedded():
+                future.set_result(message.state)
+            case wire.Scored():
+                future.set_result(message.logprobs)
+            case wire.NotRead():
+                error = RequestError(message.message, param=message.param, code=message.code, status=message.status)
+                future.set_exception(error)
 
     def _bury(self, life: EngineProcess, reason: str) -> None:
         lost = {id(stream): stream for stream, _ in self._streams.values() if stream.life is life}
         self._streams = {key: found for key, found in self._streams.items() if found[0].life is not life}
         for stream in lost.values():
             stream.fail(EngineDeadError(reason))
-        for future in list(self._stats.values()):
+        for future in list(self._asked.values()):
             if not future.done():
                 future.set_exception(EngineDeadError(reason))
 
@@ -249,8 +274,8 @@ class EngineClient:
             self._in_loop(self._deliver, message.events)
         elif isinstance(message, wire.Refused):
             self._in_loop(self._refuse, message)
-        elif isinstance(message, wire.Stats):
-            self._in_loop(self._answer_stats, message)
+        elif isinstance(message, (wire.Stats, wire.Embedded, wire.Scored, wire.NotRead)):
+            self._in_loop(self._answer, message)
         elif isinstance(message, wire.Failed):
             return message
         elif life.greet():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
@@ -16,6 +18,7 @@ from core.engine.drafting import Drafting
 from core.engine.gains import Gains
 from core.engine.guiding import Guide, Guiding
 from core.engine.penalties import Seen
+from core.engine.reading import LOGIT_ROWS, chunks, likelihoods
 from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
 from core.engine.stop import banned_tokens, stop_tokens
@@ -62,6 +65,8 @@ class StepRunner(Protocol):
     @property
     def replayed(self) -> int: ...
     def launch(self, batch: StepBatch) -> Launched: ...
+    def hidden_states(self, batch: StepBatch) -> NDArray[np.float32]: ...
+    def all_logits(self, batch: StepBatch) -> NDArray[np.float32]: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
 
@@ -126,6 +131,35 @@ class Engine:
             return False
         self._told.append(self._end(sequence, "abort"))
         return True
+
+    def embed(self, prompt_token_ids: list[int], *, mean: bool) -> NDArray[np.float32]:
+        """The hidden state [H] of a prompt's last token behind the final norm, or the mean over all of its tokens.
+
+        :raises RequestError: for a prompt that does not fit, and where a model is shared by several processes.
+        """
+        total: NDArray[np.float64] | float = 0.0
+        with closing(self._reading(prompt_token_ids, self.config.max_num_batched_tokens, every=mean)) as batches:
+            for batch in batches:
+                total = total + self._runner.hidden_states(batch).sum(0, dtype=np.float64)
+        return np.asarray(total / (len(prompt_token_ids) if mean else 1), np.float32)
+
+    def score(self, prompt_token_ids: list[int], most: int) -> list[TokenLogprobs]:
+        """How likely each token of a prompt but the first is behind those before it, with the ``most`` likeliest.
+
+        :raises RequestError: for a prompt that does not fit.
+        """
+        following = np.array([*prompt_token_ids[1:], 0], np.int64)
+        found: list[TokenLogprobs] = []
+        with closing(self._reading(prompt_token_ids, LOGIT_ROWS, every=True)) as batches:
+            for batch in batches:
+                found += likelihoods(self._runner.all_logits(batch), following[batch.positions], most)
+        return found[:-1]
+
+    def _reading(self, prompt: list[int], size: int, *, every: bool) -> Generator[StepBatch, None, None]:
+        self.limits.check(prompt, SamplingParams(max_tokens=1))
+        self._land()
+        self._last = None  # the next step does not go on from the one before
+        return chunks(prompt, self.blocks, min(size, self.config.max_num_batched_tokens), every=every)
 
     @property
     def has_work(self) -> bool:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from core.engine.process import how_it_ended
 from core.engine.rank import Begin, Begun, Copied, Copy, Failed, Loaded, MakeHostPages, RankBuilder
 from core.engine.runner import Runner
-from core.errors import EngineDeadError, UserError
+from core.errors import EngineDeadError, RequestError, UserError
 from core.interfaces.compute import Copying, HostPages, KVCache, SamplingRows, StepBatch
 from core.interfaces.graph import GraphBackend, Outcome
 from core.interfaces.parallel import Collective
@@ -272,6 +272,11 @@ class SplitRunner(Runner):
                 return super().forward(batch)
             except Exception as error:
                 raise self._others.lost(error) from error
+
+    def hidden_states(self, batch: StepBatch) -> NDArray[np.float32]:
+        raise RequestError(
+            "hidden states are not to be had from a model that several processes share", code="unsupported_parameter"
+        )
 
     def check(self) -> None:
         self._others.check()

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import EngineDeadError
-from core.interfaces.compute import Array, KVCache, Sampled, SamplingRows, StepBatch
+from core.interfaces.compute import Array, KVCache, Linear, Sampled, SamplingRows, StepBatch
 from core.interfaces.graph import GraphBackend, Outcome, StaticStep, StepShape
 from core.interfaces.sampler import Sampler
 from core.models.decoder import Decoder
@@ -41,6 +42,7 @@ class Runner:
 
         self._draw = sampler.on_device(self._backend.device)
         self._tokens: Array = None  # that the step launched last gives
+        self._no_head: Linear | None = None  # placed when it is first wanted
         self._left_next = False  # whether it leaves the step that follows on the device
 
         def static_step(shape: StepShape) -> StaticStep | None:
@@ -70,6 +72,22 @@ class Runner:
         if batch.token_ids.min() < 0:
             self._backend.follow(step, self._tokens)
         return self._forward(step)
+
+    def hidden_states(self, batch: StepBatch) -> NDArray[np.float32]:
+        """[R, H] behind the final norm, of the rows whose logits are wanted; waits for them.
+
+        :raises RequestError: where the model is shared by several processes.
+        """
+        with self._alive():
+            if self._no_head is None:
+                self._no_head = self._decoder.no_head()
+            step = self._backend.upload(batch, self._decoder.spec, self._kv)
+            return self._backend.to_host(self._decoder.forward(step, self._kv, self._no_head))
+
+    def all_logits(self, batch: StepBatch) -> NDArray[np.float32]:
+        """[R, V] of the rows whose logits are wanted; waits for them."""
+        with self._alive():
+            return self._backend.to_host(self.forward(batch).logits)
 
     def _outcome(self, step: Any) -> Outcome:
         """The part of a step that needs no host, and that may be recorded."""

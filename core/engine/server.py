@@ -111,6 +111,23 @@ def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes
             engine.abort(request_id)
     elif isinstance(message, wire.AskStats):
         outbox.send(wire.encode(wire.Stats(message.ticket, engine.stats())))
+    elif isinstance(message, (wire.Embed, wire.Score)):
+        outbox.send(wire.encode(_read(engine, message)))
+
+
+def _read(engine: EngineLike, message: wire.Embed | wire.Score) -> wire.Embedded | wire.Scored | wire.NotRead:
+    prompt, ticket = message.prompt_token_ids, message.ticket
+    try:
+        if isinstance(message, wire.Embed):
+            return wire.Embedded(ticket, engine.embed(prompt, mean=message.mean).tobytes())
+        return wire.Scored(ticket, engine.score(prompt, message.most))
+    except RequestError as error:
+        return wire.NotRead(ticket, error.message, error.param, error.code, error.status)
+    except EngineDeadError:
+        raise
+    except Exception as error:
+        log.exception("a prompt could not be read")
+        return wire.NotRead(ticket, f"internal error: {error}", None, "internal_error", 500)
 
 
 def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None:

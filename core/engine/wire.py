@@ -8,7 +8,7 @@ import msgspec
 
 from core.errors import Problem
 from core.interfaces.limits import RequestLimits
-from core.interfaces.request import EngineStats, Request, TokenEvent
+from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -23,6 +23,20 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 class AskStats(msgspec.Struct, frozen=True, tag="ask_stats"):
     ticket: int
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Answered with ``Embedded``, or with ``NotRead``; so is ``Score`` with ``Scored``."""
+
+    ticket: int
+    prompt_token_ids: list[int]
+    mean: bool
+
+
+class Score(msgspec.Struct, frozen=True, tag="score"):
+    ticket: int
+    prompt_token_ids: list[int]
+    most: int
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -62,8 +76,30 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort | AskStats | Stop
-FromEngine = Ready | Failed | Step | Refused | Stats
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """``state`` is float32, in the order of the host's bytes."""
+
+    ticket: int
+    state: bytes
+
+
+class Scored(msgspec.Struct, frozen=True, tag="scored"):
+    ticket: int
+    logprobs: list[TokenLogprobs]
+
+
+class NotRead(msgspec.Struct, frozen=True, tag="not_read"):
+    """The fields are ``RequestError``'s."""
+
+    ticket: int
+    message: str
+    param: str | None
+    code: str
+    status: int
+
+
+ToEngine = Submit | Abort | AskStats | Embed | Score | Stop
+FromEngine = Ready | Failed | Step | Refused | Stats | Embedded | Scored | NotRead
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from core.errors import ExitCode, RequestError
 from core.interfaces.parsers import ReasoningParser, ToolParser
 from core.interfaces.request import EngineStats, FinishReason, SamplingParams
+
+Pooling = Literal["last", "mean"]
 
 
 class Tokenizer(Protocol):
@@ -162,6 +164,22 @@ class Service(ABC):
             ``status`` 429).
         :raises EngineDeadError: when the engine is gone, also in the middle of a stream.
         """
+
+    async def embed(self, prompt_token_ids: Sequence[int], *, pooling: Pooling = "last") -> list[float]:
+        """What the model makes of a prompt: the last token's hidden state behind the final norm, or the mean over all of
+        them, divided by its length so that it has length 1.
+
+        :raises RequestError: as ``generate`` does; and where this engine gives no hidden states.
+        """
+        raise RequestError("this server gives no embeddings", code="unsupported_parameter")
+
+    async def score(self, prompt_token_ids: Sequence[int], most: int = 0) -> list[TokenInfo]:
+        """How likely each token of a prompt is behind those before it, with the ``most`` likeliest. The first is left out:
+        nothing is before it.
+
+        :raises RequestError: as ``generate`` does.
+        """
+        raise RequestError("this server does not tell how likely a prompt is", code="unsupported_parameter")
 
     def template(self, source: str) -> ChatTemplate:
         """A chat template that a request brings itself, in Jinja's notation.

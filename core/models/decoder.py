@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from core.interfaces.compute import Array, ComputeBackend, KVCache, Layer, Linear
 from core.interfaces.model import DecoderSpec, Weight, WeightName
@@ -38,13 +41,19 @@ class Decoder:
         """Place weights one at a time as they stream in."""
         return cls(spec, backend, {weight.name: backend.place(weight, spec, quantizer) for weight in weights})
 
-    def forward(self, step: Any, kv: KVCache) -> Array:
-        """One step: float32 logits [R, V] of the rows that are sampled."""
+    def forward(self, step: Any, kv: KVCache, head: Linear | None = None) -> Array:
+        """One step: float32 logits [R, V] of the rows that are sampled. ``head``: another than the model's own."""
         backend = self.backend
         hidden = backend.embed(self.embedding, step)
         for index, layer in enumerate(self.layers):
             hidden = backend.layer(hidden, layer, kv, index, step)
-        return backend.logits(hidden, self.final_norm, self.head, step)
+        return backend.logits(hidden, self.final_norm, head or self.head, step)
+
+    def no_head(self) -> Linear:
+        """One that gives the hidden states as they are: with it ``forward`` ends behind the final norm."""
+        width = self.spec.hidden
+        same = Weight(WeightName("head"), (np.eye(width, dtype=np.float32),))
+        return self.backend.place(same, replace(self.spec, vocab=width, tied_head=False), None)
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -126,20 +126,7 @@ class TextAssembler:
         return text[:end], None
 
     def _info(self, token_id: int, logprobs: TokenLogprobs) -> TokenInfo:
-        tokenizer = self._tokenizer
-        top = tuple(
-            TopToken(other, tokenizer.token_text(other), tokenizer.token_bytes(other), logprob)
-            for other, logprob in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
-        )
-        return TokenInfo(
-            token_id=token_id,
-            text=tokenizer.token_text(token_id),
-            bytes=tokenizer.token_bytes(token_id),
-            logprob=logprobs.logprob,
-            rank=logprobs.rank,
-            top=top,
-            text_offset=self._length,
-        )
+        return token_info(self._tokenizer, token_id, logprobs, self._length)
 
     def _delta(
         self,
@@ -162,3 +149,19 @@ class TextAssembler:
             stop_reason=stop_reason,
             error=error,
         )
+
+
+def token_info(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs, text_offset: int) -> TokenInfo:
+    top = tuple(
+        TopToken(other, tokenizer.token_text(other), tokenizer.token_bytes(other), logprob)
+        for other, logprob in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+    )
+    return TokenInfo(
+        token_id=token_id,
+        text=tokenizer.token_text(token_id),
+        bytes=tokenizer.token_bytes(token_id),
+        logprob=logprobs.logprob,
+        rank=logprobs.rank,
+        top=top,
+        text_offset=text_offset,
+    )

@@ -13,10 +13,10 @@ from typing import Any
 
 from core.errors import EngineDeadError, RequestError
 from core.interfaces.engine import EngineLike
-from core.interfaces.frontend import ChatTemplate, ModelCard, TextDelta, TokenInfo, Tokenizer
+from core.interfaces.frontend import ChatTemplate, ModelCard, Pooling, TextDelta, TokenInfo, Tokenizer
 from core.interfaces.request import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
 from core.text.assembler import TextAssembler
-from core.text.service import continuations
+from core.text.service import continuations, of_length_one
 
 QUEUE_FULL = 429
 
@@ -84,6 +84,18 @@ class LocalService:
             finally:
                 batch.abort()
         return batch.results
+
+    def embed(self, prompts: Sequence[Sequence[int]], *, pooling: Pooling = "last") -> list[list[float]]:
+        """As ``Service.embed``, one vector a prompt. :raises RequestError: naming the prompt."""
+        if self._closed:
+            raise EngineDeadError("this LLM has been shut down")
+        states = []
+        for number, prompt in enumerate(prompts):
+            try:
+                states.append(of_length_one(self._engine.embed(list(prompt), mean=pooling == "mean")))
+            except RequestError as error:
+                raise of_prompt(number, error) from None
+        return states
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

@@ -8,15 +8,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import RequestError, UserError
-from core.interfaces.frontend import ChatTemplate, Health, ModelCard, Service, TextDelta, Tokenizer
+from core.interfaces.frontend import ChatTemplate, Health, ModelCard, Pooling, Service, TextDelta, TokenInfo, Tokenizer
 from core.interfaces.limits import RequestLimits
-from core.interfaces.request import EngineStats, Request, SamplingParams, TokenEvent
-from core.text.assembler import TextAssembler
+from core.interfaces.request import EngineStats, Request, SamplingParams, TokenEvent, TokenLogprobs
+from core.text.assembler import TextAssembler, token_info
 from core.text.chat_template import JinjaChatTemplate
 
 SEEDS = 2**64
+ONE_TOKEN = SamplingParams(max_tokens=1)
 MAX_TEMPLATE = 100_000  # characters of a request's own chat template
 
 
@@ -34,6 +37,8 @@ class EngineLink(Protocol):
 
     def submit(self, requests: Sequence[Request]) -> Tokens: ...
     def health(self) -> Health: ...
+    async def embed(self, prompt_token_ids: Sequence[int], *, mean: bool) -> NDArray[np.float32]: ...
+    async def score(self, prompt_token_ids: Sequence[int], most: int) -> list[TokenLogprobs]: ...
     async def stats(self) -> EngineStats: ...
     async def wait_dead(self) -> str: ...
 
@@ -93,6 +98,20 @@ class TextService(Service):
             if not self._running:
                 self._quiet.set()
 
+    async def embed(self, prompt_token_ids: Sequence[int], *, pooling: Pooling = "last") -> list[float]:
+        self._limits.check(prompt_token_ids, ONE_TOKEN)
+        return of_length_one(await self._engine.embed(prompt_token_ids, mean=pooling == "mean"))
+
+    async def score(self, prompt_token_ids: Sequence[int], most: int = 0) -> list[TokenInfo]:
+        self._limits.check(prompt_token_ids, ONE_TOKEN)
+        scored = await self._engine.score(prompt_token_ids, most)
+        offset = len(self.tokenizer.token_text(prompt_token_ids[0]))
+        infos = []
+        for token, logprobs in zip(prompt_token_ids[1:], scored, strict=True):
+            infos.append(token_info(self.tokenizer, token, logprobs, offset))
+            offset += len(infos[-1].text)
+        return infos
+
     def template(self, source: str) -> ChatTemplate:
         if len(source) > MAX_TEMPLATE:
             raise RequestError(f"a chat template has at most {MAX_TEMPLATE} characters", param="chat_template")
@@ -129,6 +148,12 @@ class TextService(Service):
 
     async def wait_dead(self) -> str:
         return await self._engine.wait_dead()
+
+
+def of_length_one(state: NDArray[np.float32]) -> list[float]:
+    length = float(np.linalg.norm(state))
+    shown: list[float] = (state / np.float32(length) if length > 0.0 else state).tolist()
+    return shown
 
 
 def continuations(

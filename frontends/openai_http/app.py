@@ -14,6 +14,7 @@ from frontends.openai_http import (
     completions,
     control,
     description,
+    embeddings,
     errors,
     fastdeploy,
     info,
@@ -79,6 +80,7 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
         errors.install(app)
     chat.add_routes(app, door)
     completions.add_routes(app, door)
+    embeddings.add_routes(app, door)
     responses.add_routes(app, door)
     messages.add_routes(app, door)
     tokens.add_routes(app, door)

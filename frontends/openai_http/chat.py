@@ -12,10 +12,12 @@ from starlette.responses import Response
 from core.errors import RequestError
 from core.interfaces.frontend import ChatTemplate, TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
+from frontends.openai_http.deltas import while_connected
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
 from frontends.openai_http.outline import Gained, Outline, outline, template_fields
-from frontends.openai_http.params import chat_names, chat_params, check_limits, renamed
+from frontends.openai_http.params import chat_names, chat_params, check_limits, prompt_logprobs, renamed
+from frontends.openai_http.prompt_logprobs import WithPromptLogprobs, scores
 from frontends.openai_http.schema import ChatBody, Message
 from frontends.openai_http.token_ids import WithTokenIds
 
@@ -93,6 +95,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
         try:
             check_limits(door.service.card, prompt, params)
             form: Form = ChatForm(outlined, params.n)
+            most = prompt_logprobs(body, door.section.max_logprobs)
+            if most is not None:
+                scored = await while_connected(request.receive, scores(door, [prompt], most))
+                form = WithPromptLogprobs(form, scored, most, params.n)
             if body.return_token_ids:
                 form = WithTokenIds(form, call.prompts, params.n)
             return await answer(door, request, call, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,33 +13,46 @@ from starlette.responses import Response
 
 from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo
+from core.interfaces.request import SamplingParams
 from frontends.openai_http.body import read_body
+from frontends.openai_http.deltas import while_connected
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.form import field_of
-from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
-from frontends.openai_http.params import check_limits, completion_params, fitted, renamed
+from frontends.openai_http.generation import Form, Gathered, answer, encode
+from frontends.openai_http.params import check_limits, completion_params, fitted, prompt_logprobs, renamed
+from frontends.openai_http.prompt_logprobs import WithPromptLogprobs, echoed, joined, older_style, scores
 from frontends.openai_http.schema import CompletionBody
 from frontends.openai_http.token_ids import WithTokenIds
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that stands before its answers; ``logprobs`` where its tokens' are told too."""
+
+    text: str
+    logprobs: dict[str, Any] | None = None
+
+
 class CompletionForm:
-    """``echoes`` has each prompt's text when it is to stand before its answers."""
+    """``echoes`` has each prompt when it is to stand before its answers."""
 
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, n: int, echoes: Sequence[str] | None, *, logprobs: bool = True) -> None:
+    def __init__(self, n: int, echoes: Sequence[Echo] | None, *, logprobs: bool = True) -> None:
         self._n = n
         self._echoes = echoes
         self._with_logprobs = logprobs
 
     def opening(self, choice: int) -> dict[str, Any] | None:
-        return self._choice(choice, self._echo(choice)) if self._echoes is not None else None
+        echo = self._echo(choice)
+        return None if echo is None else self._choice(choice, echo.text) | {"logprobs": echo.logprobs}
 
     def piece(self, choice: int, delta: TextDelta) -> dict[str, Any]:
         chunk = self._choice(choice, delta.text)
         if delta.logprobs:
-            chunk["logprobs"] = _logprobs(delta.logprobs)
+            echo = self._echo(choice)
+            chunk["logprobs"] = _moved(older_style(delta.logprobs), 0 if echo is None else len(echo.text))
         return chunk
 
     def closing(self, choice: int, delta: TextDelta) -> dict[str, Any]:
@@ -46,16 +60,22 @@ class CompletionForm:
 
     def whole(self, choice: int, gathered: Gathered) -> dict[str, Any]:
         assert gathered.last is not None
+        echo = self._echo(choice) or Echo("")
+        logprobs = None
+        if gathered.infos and self._with_logprobs:
+            logprobs = _moved(older_style(gathered.infos), len(echo.text))
+            if echo.logprobs is not None:
+                logprobs = joined(echo.logprobs, logprobs)
         return {
             "index": choice,
-            "text": self._echo(choice) + gathered.text,
-            "logprobs": _logprobs(gathered.infos) if gathered.infos and self._with_logprobs else None,
+            "text": echo.text + gathered.text,
+            "logprobs": logprobs,
             "finish_reason": gathered.last.finish_reason,
             "stop_reason": gathered.last.stop_reason,
         }
 
-    def _echo(self, choice: int) -> str:
-        return "" if self._echoes is None else self._echoes[choice // self._n]
+    def _echo(self, choice: int) -> Echo | None:
+        return None if self._echoes is None else self._echoes[choice // self._n]
 
     def _choice(self, choice: int, text: str) -> dict[str, Any]:
         return {"index": choice, "text": text, "logprobs": None, "finish_reason": None}
@@ -73,10 +93,14 @@ def add_routes(app: FastAPI, door: Door) -> None:
         for prompt in prompts:
             check_limits(door.service.card, prompt, params)
         call = Call.of(body, "cmpl", model, prompts, params)
-        echoes = [_echo(door, prompt, params.skip_special_tokens) for prompt in given] if body.echo else None
+        most = prompt_logprobs(body, door.section.max_logprobs)
         try:
+            scored = None if most is None else await while_connected(request.receive, scores(door, prompts, most))
             n = body.n or 1
+            echoes = _echoes(door, body, params, given, prompts, scored) if body.echo else None
             form: Form = CompletionForm(n, echoes, logprobs=body.logprobs is not None)
+            if body.prompt_logprobs is not None and scored is not None:
+                form = WithPromptLogprobs(form, scored, body.prompt_logprobs, n)
             if body.return_token_ids:
                 form = WithTokenIds(form, call.prompts, n)
             return await answer(door, request, call, form, partial(_likeliest, n=n, of=params.n))
@@ -103,23 +127,26 @@ def _mean_logprob(gathered: Gathered) -> float:
     return sum(info.logprob for info in gathered.infos) / max(1, len(gathered.infos))
 
 
-def _echo(door: Door, prompt: str | list[int], skip_special_tokens: bool) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return door.service.tokenizer.decode(prompt, skip_special_tokens=skip_special_tokens)
+def _echoes(
+    door: Door,
+    body: CompletionBody,
+    params: SamplingParams,
+    given: Sequence[str | list[int]],
+    prompts: Sequence[list[int]],
+    scored: Sequence[list[TokenInfo]] | None,
+) -> list[Echo]:
+    """Special tokens that the tokenizer put before a text are no part of it, nor of its logprobs."""
+    tokenizer, echoes = door.service.tokenizer, []
+    for number, (prompt, ids) in enumerate(zip(given, prompts, strict=True)):
+        shown = prompt if isinstance(prompt, str) else tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
+        logprobs = None
+        if scored is not None and body.logprobs is not None:
+            whole = not isinstance(prompt, str) and not params.skip_special_tokens
+            logprobs = echoed(tokenizer, ids, scored[number], body.logprobs, whole=whole)
+        echoes.append(Echo(shown, logprobs))
+    return echoes
 
 
-def _logprobs(infos: Sequence[TokenInfo]) -> dict[str, Any]:
-    """The four parallel lists of the older style. The chosen token is always among its alternatives, when there are any."""
-    top = []
-    for info in infos:
-        alternatives = {each.text: max(each.logprob, LOWEST_LOGPROB) for each in info.top}
-        if alternatives:
-            alternatives.setdefault(info.text, max(info.logprob, LOWEST_LOGPROB))
-        top.append(alternatives)
-    return {
-        "tokens": [info.text for info in infos],
-        "token_logprobs": [max(info.logprob, LOWEST_LOGPROB) for info in infos],
-        "top_logprobs": top if any(top) else None,
-        "text_offset": [info.text_offset for info in infos],
-    }
+def _moved(lists: dict[str, Any], offset: int) -> dict[str, Any]:
+    """An answer's lists, where it begins at ``offset`` of the text."""
+    return lists | {"text_offset": [offset + each for each in lists["text_offset"]]}

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from frontends.openai_http import answers
 from frontends.openai_http.control import AbortBody
 from frontends.openai_http.door import Door
+from frontends.openai_http.embeddings import EmbeddingsBody
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.messages import CountBody, MessagesBody
 from frontends.openai_http.responses import ResponsesBody
@@ -60,6 +61,7 @@ ROUTES = (
         CountBody,
         refusals=answers.AnthropicError,
     ),
+    Described("post", "/v1/embeddings", "What the model makes of texts", answers.Embeddings, EmbeddingsBody),
     Described("get", "/v1/responses/{response_id}", "An earlier answer: none is kept", answers.ResponseObject),
     Described("delete", "/v1/responses/{response_id}", "Forget an answer: none is kept", answers.ResponseObject),
     Described("post", "/tokenize", "Text or a conversation to ids", answers.Tokens, TokenizeBody),

@@ -142,8 +142,8 @@ class Door:
     def num_calls(self) -> int:
         return len(self._calls)
 
-    def begin(self, call: Call) -> Deltas:
-        """:raises RequestError: when there are too many calls, while it is paused, or when the call's id is taken."""
+    def admit(self) -> None:
+        """:raises Exception: while nothing new is taken: it is closed, or paused, or there are too many calls."""
         if self._closed is not None:
             raise self._closed
         if self.paused:
@@ -154,6 +154,10 @@ class Door:
                 code="rate_limit_exceeded",
                 status=429,
             )
+
+    def begin(self, call: Call) -> Deltas:
+        """:raises RequestError: as ``admit`` does, and when the call's id is taken."""
+        self.admit()
         if call.id in self._calls:
             raise RequestError(f"the request id {call.id!r} is in use", param="request_id")
         as_there = self.section.compat == fastdeploy.NAME

@@ -60,12 +60,6 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_log
     chooses = body.best_of is not None and body.best_of > (body.n or 1)
     if chooses and body.stream:
         raise RequestError("the best of several is known at their end: best_of cannot be streamed", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise RequestError(
-            "echo with logprobs is not supported: log-probabilities of the prompt are not computed",
-            param="echo",
-            code="unsupported_parameter",
-        )
     wanted = None if body.logprobs is None else _logprobs("logprobs", body.logprobs, max_logprobs)
     params = _params(body, defaults, "max_tokens", COMPLETION_TOKENS, wanted)
     if not chooses:
@@ -82,6 +76,15 @@ def check_supported(body: GenerationBody) -> None:
         raise RequestError(f"{name} is not supported by this server", param=name, code="unsupported_parameter")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream to be true", param="stream_options")
+
+
+def prompt_logprobs(body: GenerationBody, max_logprobs: int) -> int | None:
+    """How many likeliest tokens are told of each of the prompt; None where nothing is."""
+    echoed = isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
+    wanted = [] if body.prompt_logprobs is None else [_logprobs("prompt_logprobs", body.prompt_logprobs, max_logprobs)]
+    if echoed and isinstance(body, CompletionBody) and body.logprobs is not None:
+        wanted.append(body.logprobs)
+    return max(wanted, default=None)
 
 
 def chat_names(body: ChatBody) -> dict[str, str]:

@@ -173,7 +173,6 @@ class GenerationBody(Wire):
             "bad_words_token_ids",
             "logits_processors",
             "logits_processors_args",
-            "prompt_logprobs",
             "truncate_prompt_tokens",
             "use_beam_search",
         }
@@ -215,6 +214,7 @@ class GenerationBody(Wire):
     prompt_token_ids: list[int] | None = Field(None, min_length=1)
     return_token_ids: bool | None = None
     max_streaming_response_tokens: int | None = Field(None, ge=1)
+    prompt_logprobs: int | None = None
 
     def demands(self) -> Iterator[str]:
         """Names of fields that ask for what this server cannot do."""

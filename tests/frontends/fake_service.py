@@ -168,6 +168,9 @@ class FakeService(Service):
             error=error,
         )
 
+    async def embed(self, prompt_token_ids, *, pooling="last"):
+        return [1.0, 0.0]
+
     async def abort(self, request_id):
         if request_id in self.running:
             self.ending[request_id].set()

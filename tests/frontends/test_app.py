@@ -148,7 +148,6 @@ def test_what_a_chat_refuses(body, param, message):
         ({"prompt": "x" * 499}, "prompt", "the prompt has 500 tokens"),
         ({"prompt": "x", "suffix": "y"}, "suffix", "suffix is not supported"),
         ({"prompt": "x", "best_of": 0}, "best_of", "best_of (0) must be at least n (1)"),
-        ({"prompt": "x", "echo": True, "logprobs": 1}, "echo", "echo with logprobs is not supported"),
         ({"prompt": "x", "logprobs": True}, "logprobs", "logprobs: input should be a valid integer"),
         ({"prompt": "x", "logprobs": -1}, "logprobs", "logprobs must lie in [0, 20], got -1"),
     ],

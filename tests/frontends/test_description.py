@@ -15,6 +15,7 @@ BODIES = {
     "/v1/responses": {"input": "hi"},
     "/v1/messages": {"model": "a model", "max_tokens": 4, "messages": USER},
     "/v1/messages/count_tokens": {"model": "a model", "messages": USER},
+    "/v1/embeddings": {"input": "once"},
     "/tokenize": {"prompt": "once", "return_token_strs": True},
     "/detokenize": {"tokens": [1, 2]},
     "/v1/abort_requests": {"abort_all": True},

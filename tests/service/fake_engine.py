@@ -5,6 +5,8 @@ import signal
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from core.errors import Problem, RequestError, UserError
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
@@ -118,6 +120,22 @@ class FakeEngine:
 
     def _count(self, reason):
         self.finished[reason] = self.finished.get(reason, 0) + 1
+
+    def embed(self, prompt, *, mean):
+        """3 and 4, or with the mean 4 and 3."""
+        self._read(prompt)
+        return np.array([4, 3] if mean else [3, 4], np.float32)
+
+    def score(self, prompt, most):
+        """A token is as unlikely as it is far from the beginning."""
+        self._read(prompt)
+        return [TokenLogprobs(-float(place), 0, [7] * most, [-0.5] * most) for place in range(1, len(prompt))]
+
+    def _read(self, prompt):
+        if prompt[0] == REFUSED:
+            raise RequestError("nobody wants this", param="prompt", code="refused")
+        if prompt[0] == CLUMSY:
+            raise KeyError("a bug in reading")
 
     def check(self):
         pass

@@ -239,7 +239,7 @@ def test_malformed_and_unknown_messages_are_ignored_on_both_sides(caplog):
             client._take(client._life, b"\xc1 no msgpack")
             client._deliver([])
             client._refuse(wire.Refused(["nobody"], "no", None, "c", 400))
-            client._answer_stats(wire.Stats(10**6, await client.stats()))
+            client._answer(wire.Stats(10**6, await client.stats()))
             return await collect(client.submit([request(max_tokens=2)]))
 
         assert asyncio.run(run()) == ([6, 7], "length")

@@ -35,6 +35,13 @@ def test_results_come_in_the_order_of_the_jobs_whatever_finishes_first(local):
     assert finished == [1, 2, 0]
 
 
+def test_vectors_have_length_one_and_a_mistake_names_its_prompt(local):
+    vectors = local.embed([[1, 2], [3]], pooling="mean")
+    assert vectors == [pytest.approx([0.8, 0.6])] * 2
+    with pytest.raises(RequestError, match="prompt 1: nobody wants this"):
+        local.embed([[1], [REFUSED]])
+
+
 def test_more_jobs_than_the_engine_s_queue_takes(local):
     results = local.generate([([i], SamplingParams(n=2, max_tokens=2)) for i in range(100)])
     assert [[part.token_ids for part in result] for result in results] == [[[i + 1, i + 2]] * 2 for i in range(100)]

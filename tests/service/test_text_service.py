@@ -10,7 +10,7 @@ from core.interfaces.frontend import ModelCard
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import SamplingParams
 from core.text.service import TextService, continuations
-from tests.service.fake_engine import DIES, REFUSED, VOCAB, LetterTokenizer
+from tests.service.fake_engine import CLUMSY, DIES, REFUSED, VOCAB, LetterTokenizer
 from tests.service.test_engine_process import NOTICED_WITHIN, engine, nothing_left_behind  # noqa: F401
 
 CARD = ModelCard("fake", ("fake",), 10_000, VOCAB, created=0)
@@ -48,6 +48,35 @@ def test_a_text_with_its_counts():
         3,
     )
     assert [delta.finish_reason for delta in deltas[:-1]] == [None, None]
+
+
+def test_prompts_are_read_in_the_engines_process():
+    with engine() as client:
+
+        async def run():
+            service = serve(client)
+            states = await asyncio.gather(service.embed([1, 2]), service.embed([1, 2], pooling="mean"))
+            infos = await service.score([1, 2, 3], 2)
+            errors = []
+            for reading in (service.embed([REFUSED]), service.score([REFUSED]), service.embed([CLUMSY]), service.embed([])):
+                try:
+                    await reading
+                except RequestError as error:
+                    errors.append((error.message, error.param, error.status))
+            return states, infos, errors
+
+        states, infos, errors = asyncio.run(run())
+    assert [[round(each, 6) for each in state] for state in states] == [[0.6, 0.8], [0.8, 0.6]]
+    assert [(info.text, info.logprob, info.text_offset, len(info.top)) for info in infos] == [
+        ("C", -1.0, 1, 2),
+        ("D", -2.0, 2, 2),
+    ]
+    assert errors == [
+        ("nobody wants this", "prompt", 400),
+        ("nobody wants this", "prompt", 400),
+        ("internal error: 'a bug in reading'", None, 500),
+        ("the prompt is empty: give at least one token", "prompt", 400),
+    ]
 
 
 def test_more_continuations_than_can_ever_run_and_wait_are_no_matter_of_trying_again():
