@@ -181,7 +181,8 @@ class GrammarBackendOffer(Offer):
 @dataclass(frozen=True, kw_only=True)
 class ToolParserOffer(Offer):
     """``recognizes(config, chat_template)``: whether a model's calls are to be read so, by its config.json and the source of
-    its chat template ("" where it has none). Where nobody says which parser to use, it is the only one that recognizes the model.
+    its chat template ("" where it has none). Where nobody says which parser to use, it is the one that recognizes the model, if
+    it is the only one.
     """
 
     kind: ClassVar[str] = "tool_parser"

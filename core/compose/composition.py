@@ -65,7 +65,7 @@ def attempt(
             found = find_model(configuration, selection, resolved, known)
             if found.packing is not None:
                 overruled = take_packing(found.packing, found.folder.name, configuration, selection)
-            recognize_parsers(configuration, selection, resolved, found)
+            overruled += recognize_parsers(configuration, selection, resolved, found)
         except UserError as error:
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:

@@ -7,11 +7,12 @@ from core.compose.choose import Selection
 from core.compose.configuration import Configuration
 from core.compose.find_model import Found
 from core.compose.settings import KIND_SETTINGS
+from core.errors import Problem
 from core.offers import ReasoningParserOffer, ToolParserOffer
 
 
-def recognize_parsers(configuration: Configuration, selection: Selection, resolved: Resolved, found: Found) -> None:
-    """Nobody is overruled: neither who names a parser, nor who says "none"."""
+def recognize_parsers(configuration: Configuration, selection: Selection, resolved: Resolved, found: Found) -> list[Problem]:
+    """Nobody is overruled: neither who names a parser, nor who says "none". Warns of one that can hardly be of use."""
     for kind in (ToolParserOffer.kind, ReasoningParserOffer.kind):
         if kind in selection.offers or kind in selection.origins:
             continue
@@ -31,6 +32,23 @@ def recognize_parsers(configuration: Configuration, selection: Selection, resolv
         elif fitting:
             names = ", ".join(each.name for each in fitting)
             resolved.reasons[setting] = f"none, since several know the model's chat template: {names}"
+
+    return _unheard(configuration, selection, found)
+
+
+def _unheard(configuration: Configuration, selection: Selection, found: Found) -> list[Problem]:
+    """A model calls tools when its template tells it of them."""
+    chosen = selection.choice(ToolParserOffer.kind)
+    if chosen is None or "tools" in _template(found, configuration):
+        return []
+    return [
+        Problem(
+            f"the chat template of {found.folder.name} does not tell the model of tools: it calls them only where it has to, "
+            "without knowing what they are for",
+            chosen.origin,
+            ("--chat-template FILE, with one that does", "choose a model that was trained to call tools"),
+        )
+    ]
 
 
 def _template(found: Found, configuration: Configuration) -> str:

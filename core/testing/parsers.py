@@ -236,7 +236,7 @@ def cuts(text: str) -> Iterator[list[str]]:
 def damaged(text: str) -> Iterator[str]:
     """Cut off, with something left out, and with something put in."""
     random = np.random.default_rng(len(text))
-    for at in range(0, len(text), 3):
+    for at in range(0, len(text), 5):
         yield text[:at]
         yield text[at:]
         yield text[:at] + text[at + 2 :]

@@ -213,7 +213,9 @@ def template_source(folder: ModelFolder, override: str | None) -> str:
     if override is not None:
         return _override(override)
     found = _own(folder)
-    return "\n".join(found[0].values()) if found is not None else ""
+    if found is not None:
+        return "\n".join(found[0].values())
+    return ernie_template() if folder.path is None or is_ernie(folder) else ""
 
 
 def ernie_template() -> str:

@@ -234,6 +234,8 @@ class ChatBody(GenerationBody):
         "function_call",
         "functions",
         "prediction",
+        "reasoning_max_tokens",
+        "response_max_tokens",
         "web_search_options",
     }
 

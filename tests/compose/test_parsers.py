@@ -38,6 +38,15 @@ def test_nobody_is_overruled():
     assert chosen("--tool-call-parser", "ernie-45-vl-thinking", "--reasoning-parser", "ernie-x1")[0] == ("ernie_x1", "ernie_x1")
 
 
+def test_a_template_that_does_not_tell_of_tools_warns():
+    [warning] = chosen("--tool-call-parser", "hermes")[1].warnings
+    assert warning.what.startswith(
+        "the chat template of random:llama-tiny does not tell the model of tools: it calls them only"
+    )
+    assert warning.where == "--tool-call-parser"
+    assert chosen("--chat-template", TAGS)[1].warnings == ()
+
+
 def test_two_that_know_a_template_are_none():
     mine = ToolParserOffer(name="mine", summary="mine", create=create, recognizes=lambda config, template: "<tool" in template)
     installed = entry_points(group="dovetail")
