@@ -40,11 +40,11 @@ def tests(session: nox.Session) -> None:
     """
     session.install("-e", ".[all,dev]")
     if session.posargs:
-        session.run("pytest", "-m", "not gpu", *session.posargs)
+        session.run("pytest", "-m", "not (gpu or browser)", *session.posargs)
         return
     alone = "perf or soak or heavy"
     beside = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
-    session.run("pytest", "-m", f"not (gpu or {alone})", *beside, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-m", f"not (gpu or browser or {alone})", *beside, env={"OMP_NUM_THREADS": "1"})
     session.run("pytest", "-m", f"({alone}) and not gpu")
 
 
@@ -123,6 +123,15 @@ def paddle(session: nox.Session) -> None:
         *(session.posargs or (*beside, *ON_ANY_BACKEND)),
         env={"OMP_NUM_THREADS": "1"},
     )
+
+
+@nox.session
+def web(session: nox.Session) -> None:
+    """The page, driven in a Chromium (apt-get install chromium): nox -s web -- --screenshots also renews docs/images/."""
+    session.install("-e", ".[all,dev,browser]")
+    asked = [each for each in session.posargs if each != "--screenshots"]
+    pictures = {"PAGE_PICTURES": "docs/images"} if "--screenshots" in session.posargs else {}
+    session.run("pytest", "-m", "browser", *(asked or ["tests/web"]), env=pictures)
 
 
 @nox.session

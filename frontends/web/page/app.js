@@ -55,11 +55,13 @@ function askForKey(reason) {
   if ($("key-dialog").open) return;
   $("key-reason").textContent = reason ? `${reason[0].toUpperCase()}${reason.slice(1)}. ${EXPLAINED}` : EXPLAINED;
   $("key-input").value = "";
+  $("key-dialog").returnValue = "";
   $("key-dialog").showModal();
 }
 
 $("key-button").hidden = !hasKey();
 $("key-button").addEventListener("click", () => askForKey(""));
+$("key-cancel").addEventListener("click", () => $("key-dialog").close("cancel"));
 $("key-dialog").addEventListener("close", () => {
   if ($("key-dialog").returnValue === "ok") {
     setKey($("key-input").value);

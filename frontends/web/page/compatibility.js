@@ -75,6 +75,8 @@ function build(view) {
   const others = known.settings.filter((entry) => !entry.kind && !entry.plugin);
   const plugins = Object.groupBy ? Object.groupBy(known.settings.filter((entry) => entry.plugin), (entry) => entry.plugin) : grouped();
   const owners = new Set();
+  const tunable = (entry) => entry.offers.some((offer) => plugins[offer.plugin]);
+  kinds.sort((one, other) => tunable(other) - tunable(one)); // stable: otherwise in the server's order
   const form = h("form.form", { onsubmit: (event) => event.preventDefault() }, where(), h("div.kinds", {}, kinds.map((entry) => {
     const own = [...new Set(entry.offers.map((offer) => offer.plugin))].filter((plugin) => plugins[plugin] && !owners.has(plugin));
     own.forEach((plugin) => owners.add(plugin));
@@ -115,7 +117,7 @@ function chips(entry) {
 }
 
 function fields(plugin, entries) {
-  return h("details.fold.small", { open: entries.length === 1 }, h("summary", {}, `Settings of ${plugin}`), h("div.fields", {}, entries.map(field)));
+  return h("details.fold.small", { open: entries.length === 1 && !entries[0].choices.length }, h("summary", {}, `Settings of ${plugin}`), h("div.fields", {}, entries.map(field)));
 }
 
 function field(entry) {
@@ -174,10 +176,26 @@ function verdict(answer) {
     h(`div.outcome.${answer.ok ? "good" : "bad"}`, { id: "outcome" }, h("i", { "aria-hidden": "true" }, answer.ok ? "✓" : "✕"), h("div", {}, h("strong", {}, answer.ok ? "It goes together" : "It is refused"), h("span", {}, answer.ok ? on() : `${errors.length} ${errors.length === 1 ? "reason" : "reasons"}, ${on()}`))),
     ...answer.problems.map(problem),
     h("div.command", {}, h("code", { id: "command" }, answer.command), button),
-    answer.ok ? table("What it takes", ["fact", "value"], answer.facts.filter((each) => each.value !== "unknown").map((each) => [h("code", {}, each.name), each.value])) : "",
+    answer.ok ? fold("What it takes", ["fact", "value"], answer.facts.filter((each) => each.value !== "unknown").map((each) => [h("code", {}, each.name), each.value])) : "",
     Object.keys(asked).length ? h("button.quiet", { type: "button", onclick: clear }, "Leave everything open again") : "",
   );
+  culprits(errors);
   announce(answer.ok ? "It goes together" : `It is refused: ${errors.map((each) => each.what).join("; ")}`);
+}
+
+function fold(title, ...rows) {
+  return h("details.fold.facts", { open: matchMedia("(min-width: 1041px)").matches }, h("summary", {}, title), table(title, ...rows));
+}
+
+/** What an error was set by is framed, where it stands in the form. */
+function culprits(errors) {
+  const flags = new Set(errors.flatMap((each) => each.where.split(", ")));
+  const view = $("view-compatibility");
+  for (const framed of view.querySelectorAll(".culprit")) framed.classList.remove("culprit");
+  for (const entry of known.settings) {
+    if (!flags.has(entry.flag)) continue;
+    view.querySelector(`.chip[data-key="${entry.key}"]:has(:checked), [data-key="${entry.key}"]:is(input, select)`)?.classList.add("culprit");
+  }
 }
 
 const on = () => `on ${count > 1 ? `${count} × ` : ""}${machine.name}`;

@@ -55,6 +55,7 @@ function build() {
   const line = svg("path", { class: "line" });
   const area = svg("path", { class: "area" });
   const chart = svg("svg", { class: "chart", viewBox: "0 0 600 120", preserveAspectRatio: "none", "aria-hidden": "true" }, area, line);
+  const ended = h("dl.ended", { "aria-label": "Ended, by reason" });
   const map = h("div.map", { role: "img" });
   const state = h("p.banner", { role: "alert", hidden: true });
   const plan = h("div.plan");
@@ -64,7 +65,7 @@ function build() {
       state,
       h("div.cards", {},
         card("speed", "Tokens per second", chart),
-        card("requests", "Requests"),
+        card("requests", "Requests", ended),
         card("first", "Time to first token"),
         card("inter", "Between two tokens"),
         card("hits", "Prefix hit rate"),
@@ -80,7 +81,7 @@ function build() {
       plan,
     ),
   );
-  return { line, area, map, state, plan, cells: [] };
+  return { line, area, ended, map, state, plan, cells: [] };
 }
 
 // --- figures --------------------------------------------------------------------------------------------------------
@@ -91,8 +92,9 @@ function show() {
   const engine = now.engine;
   const rate = (one, other) => (other.at > one.at ? (other.engine.generation_tokens - one.engine.generation_tokens) / ((other.at - one.at) / 1000) : 0);
   const rates = looks.slice(1).map((each, index) => rate(looks[index], each));
-  put("speed", amount(rates.at(-1) ?? 0), `${whole.format(engine.generation_tokens)} tokens since the start${rates.length ? `, at most ${amount(Math.max(...rates))} a second in the last minute` : ""}`);
-  put("requests", `${engine.num_running} running`, `${engine.num_waiting} waiting, ${whole.format(sum(Object.values(engine.requests_finished)))} done`);
+  put("speed", amount(rates.at(-1) ?? 0), `${whole.format(engine.generation_tokens)} tokens since the start${rates.some(Boolean) ? `, at most ${amount(Math.max(...rates))} a second in the last minute` : ""}`);
+  put("requests", `${engine.num_running} running`, `${engine.num_waiting} waiting`);
+  reasons(engine.requests_finished);
   latency("first", "first_token", first, now);
   latency("inter", "inter_token", first, now);
   const asked = engine.prompt_tokens;
@@ -108,6 +110,13 @@ function show() {
 function put(name, value, note) {
   $(`live-${name}`).textContent = value;
   $(`live-${name}-note`).textContent = note;
+}
+
+const REASONS = { stop: "ended by themselves", length: "cut at their limit", abort: "stopped by their client", error: "failed" };
+
+function reasons(finished) {
+  const rows = Object.entries(finished).map(([reason, count]) => [h("dt", {}, REASONS[reason] ?? reason), h("dd", {}, whole.format(count))]);
+  built.ended.replaceChildren(...rows.flat());
 }
 
 function amount(value) {

@@ -4,7 +4,9 @@ import { marked } from "./vendor/marked.js";
 import DOMPurify from "./vendor/purify.js";
 import { copy, h } from "./dom.js";
 
-marked.setOptions({ gfm: true, breaks: true });
+// HTML that a model writes is text about HTML: it is shown, and never becomes any.
+const shown = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+marked.use({ gfm: true, breaks: true, renderer: { html: ({ text }) => text.replace(/[&<>]/g, (sign) => shown[sign]) } });
 
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   if (node.tagName === "A") {
