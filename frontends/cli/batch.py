@@ -192,7 +192,7 @@ class _Batch:
                     return failure(asked.custom_id, "connection_error", str(error) or type(error).__name__)
             else:
                 if response.status_code not in BUSY or last:
-                    return answer(asked.custom_id, response.status_code, _request_id(response), _content(response))
+                    return _answered(asked.custom_id, response)
                 pause = _wanted_pause(response, pause)
             await asyncio.sleep(min(pause, LONGEST_PAUSE))
             pause *= 2
@@ -233,15 +233,12 @@ def _wanted_pause(response: httpx.Response, usual: float) -> float:
     return float(said) if said.isdecimal() else usual
 
 
-def _request_id(response: httpx.Response) -> str:
-    return str(response.headers.get("x-request-id", ""))
-
-
-def _content(response: httpx.Response) -> Any:
+def _answered(custom_id: str, response: httpx.Response) -> dict[str, Any]:
     try:
-        return response.json()
+        body = response.json()
     except ValueError:
-        return {"error": {"message": response.text[:1000], "type": "invalid_response", "param": None, "code": None}}
+        return failure(custom_id, "invalid_response", f"status {response.status_code}, and no JSON: {response.text[:200]}")
+    return answer(custom_id, response.status_code, response.headers.get("x-request-id", ""), body)
 
 
 def _generated(body: Any) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ExitCode, UserError
-from frontends.cli.options import parsed, sampling, sampling_options, server_options, whole
+from frontends.cli.options import refuse_unknown, sampling, sampling_options, server_options, whole
 from frontends.cli.screen import Screen
 
 PATH = "/v1/completions"
@@ -67,7 +67,7 @@ def _read(arguments: list[str]) -> tuple[argparse.Namespace, Iterable[str] | Non
     given = [each for each in (text, options.quick, options.file) if each is not None]
     if len(given) > 1:
         raise UserError.of("several texts are given", "", "give one: as TEXT, with --quick, or with --file")
-    parsed(parser(), [*([] if options.model is None else ["--model", options.model]), *rest])
+    refuse_unknown(parser(), options, rest)
     if options.logprobs is not None and not options.json:
         raise UserError.of("log-probabilities are printed as JSON only", "--logprobs", "add --json")
     if options.file is None and given:

@@ -52,16 +52,16 @@ def api_key(options: argparse.Namespace) -> str | None:
     return key or None
 
 
-def parsed(
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str],
-    own: Callable[[argparse.Namespace], Any] = lambda options: options.model,
-) -> tuple[argparse.Namespace, list[str]]:
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own flags, and those for its own server; where it starts none, there are no others."""
     options, rest = parser.parse_known_args(arguments)
-    if rest and not own(options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)} (flags of `serve` go with --model)")
+    refuse_unknown(parser, options, rest)
     return options, rest
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> None:
+    if rest and options.model is None:
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (flags of `serve` go with --model)")
 
 
 def whole(least: int) -> Callable[[str], int]:

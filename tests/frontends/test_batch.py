@@ -167,7 +167,12 @@ def server(monkeypatch):
 
 def test_a_busy_server_is_asked_again(files, server):
     asked, answered = files
-    asked.write_text(request("a", TEXT, prompt="p") + request("b", TEXT, prompt="lost") + request("c", TEXT, prompt="slow"))
+    asked.write_text(
+        request("a", TEXT, prompt="p")
+        + request("b", TEXT, prompt="lost")
+        + request("c", TEXT, prompt="slow")
+        + request("d", TEXT, prompt="web")
+    )
     said = [httpx.Response(429, headers={"retry-after": "7"}), httpx.Response(503), httpx.Response(200, json={"usage": None})]
 
     def function(body):
@@ -176,6 +181,8 @@ def test_a_busy_server_is_asked_again(files, server):
             raise httpx.ReadTimeout("slow")
         if body["prompt"] == "lost":
             raise httpx.RemoteProtocolError("it broke off")
+        if body["prompt"] == "web":
+            return httpx.Response(502, text="<html>")
         return said.pop(0)
 
     pauses = server(function)
@@ -184,6 +191,7 @@ def test_a_busy_server_is_asked_again(files, server):
     assert found["a"]["response"]["status_code"] == 200
     assert (found["b"]["response"], found["b"]["error"]) == (None, {"code": "connection_error", "message": "it broke off"})
     assert found["c"]["error"] == {"code": "request_timeout", "message": "no answer within 5 s"}
+    assert found["d"]["error"] == {"code": "invalid_response", "message": "status 502, and no JSON: <html>"}
     assert pauses == [7.0, 14.0, 0.5, 1.0, 2.0, 4.0]
 
 
