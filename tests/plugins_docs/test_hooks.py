@@ -42,7 +42,7 @@ def plugin_of(hook):
     """The example as an installed plugin: a module, and the entry point that names it."""
     module = ModuleType(f"example_of_{hook}")
     known = {name: value for name, value in (vars(offers) | vars(rules)).items() if not name.startswith("__")}
-    vars(module).update(known, hookimpl=hookspecs.hookimpl, Field=Field)
+    vars(module).update(known, hookimpl=hookspecs.hookimpl, Field=Field, __file__=__file__)
     exec(compile(example(hook), f"the example of {hook}", "exec"), vars(module))
     return module, EntryPoint(name=module.__name__, value=module.__name__, group="dovetail")
 
@@ -77,7 +77,7 @@ def test_a_page_that_is_not_current_is_noticed(tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_hooks():
-    assert len(HOOKS) == 16
+    assert len(HOOKS) == 17
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -121,6 +121,8 @@ def test_what_the_example_creates_gets_what_a_context_has(hook, loaded, monkeypa
     create = getattr(offer, "create", None) or getattr(offer, "family", None)
     if hook in ("register_models", "register_checkpoint_formats"):
         assert create() is not None
+    elif hook == "register_pages":
+        assert offer.folder() is not None
     elif hook != "register_rules":
         from core.compose.settings import CoreSettings
 
