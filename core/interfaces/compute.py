@@ -1,6 +1,6 @@
 """A compute backend: the few fused operations a decoder needs, and the memory they work on.
 
-One step of the engine runs ``layer`` for every layer, which is::
+One step of the engine runs ``layers``, which is for every layer::
 
     q      = backend.qkv(hidden, input_norm, qkv, kv, layer, step)     norm + projection + rope + K/V write
     mixed  = backend.attention(q, kv, layer, step)                     paged, causal, grouped-query
@@ -169,7 +169,7 @@ class Linear(ABC):
     format: str  # how it is held, for people: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """The placed weights of one layer."""
 
@@ -295,13 +295,18 @@ class ComputeBackend(ABC):
     def embed(self, table: Array, step: Any) -> Array:
         """[T, H] rows of the embedding."""
 
-    def layer(self, hidden: Array, layer: Layer, kv: KVCache, index: int, step: Any) -> Array:
-        """What a layer makes of the hidden states. A backend that has one launch for all of it may override this."""
-        q = self.qkv(hidden, layer.input_norm, layer.qkv, kv, index, step)
-        mixed = self.attention(q, kv, index, step)
-        hidden = self.linear_add(mixed, layer.o, hidden)
-        gated = self.gate_up(hidden, layer.post_norm, layer.gate_up)
-        return self.linear_add(gated, layer.down, hidden)
+    def layers(self, hidden: Array, layers: Sequence[Layer], kv: KVCache, step: Any) -> Array:
+        """What the layers make of the hidden states, one after the other. A backend that has one call for it may override this.
+
+        :param layers: all of a model, the same object at every step.
+        """
+        for index, layer in enumerate(layers):
+            q = self.qkv(hidden, layer.input_norm, layer.qkv, kv, index, step)
+            mixed = self.attention(q, kv, index, step)
+            hidden = self.linear_add(mixed, layer.o, hidden)
+            gated = self.gate_up(hidden, layer.post_norm, layer.gate_up)
+            hidden = self.linear_add(gated, layer.down, hidden)
+        return hidden
 
     @abstractmethod
     def qkv(self, hidden: Array, norm: Array, weight: Linear, kv: KVCache, layer: int, step: Any) -> Array:

@@ -45,8 +45,7 @@ class Decoder:
         """One step: float32 logits [R, V] of the rows that are sampled. ``head``: another than the model's own."""
         backend = self.backend
         hidden = backend.embed(self.embedding, step)
-        for index, layer in enumerate(self.layers):
-            hidden = backend.layer(hidden, layer, kv, index, step)
+        hidden = backend.layers(hidden, self.layers, kv, step)
         return backend.logits(hidden, self.final_norm, head or self.head, step)
 
     def no_head(self) -> Linear:

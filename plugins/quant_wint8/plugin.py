@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Wint8Settings(Section, frozen=True):
     head: bool = Field(True, description="pack the output head too, as a copy of its own where it is tied to the embedding")
     activations: Literal["int8", "int16"] = Field(
-        "int16",
+        "int8",
         description="what native kernels of a CPU round activations to, blocks of 32 with scales of their own: fast, or exact",
     )
 

@@ -14,8 +14,9 @@ from core.compute.torch_backend.native.backend import NativeBackend
 from core.compute.torch_backend.native.linear import AT_A_TIME, NativeDense
 from core.compute.torch_backend.native.memory import CHUNK, HUGE, HugePages
 from core.compute.torch_backend.native.step import NativeKV, upload
-from core.interfaces.compute import ComputeBackend, Layer
+from core.interfaces.compute import ComputeBackend
 from core.interfaces.model import Weight, WeightName
+from core.models.decoder import Decoder
 from core.testing import reference
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
 
@@ -241,19 +242,26 @@ def test_a_forked_child_works_alone():
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 70])
-def test_a_layer_in_one_call_is_its_five_operations(tokens):
+def test_layers_in_one_call_are_their_five_operations(tokens):
     """Where a head is whole panels, and where it is not."""
     for width in (32, 16):
         spec = tiny_spec(num_heads=8, num_kv_heads=2, head_dim=width)
         backend = NativeBackend("bfloat16", threads=2)
-        weights = random_weights(spec)
-        norm, qkv, o, gate_up, down = (
-            backend.place(weights[WeightName(*name)], spec, None)
-            for name in (("norm", 0, "input"), ("qkv", 0), ("o", 0), ("gate_up", 0), ("down", 0))
-        )
-        layer = Layer(norm, qkv, o, norm, gate_up, down)
+        placed = {name: backend.place(weight, spec, None) for name, weight in random_weights(spec).items()}
+        layers = Decoder(spec, backend, placed).layers
         hidden = torch.randn(tokens, spec.hidden, generator=torch.Generator().manual_seed(tokens)).bfloat16()
         kv = backend.kv_cache(spec, 20, 16)
         step = backend.upload(PagedSequences(20, 16, seed=0).step({0: [0] * tokens}), spec, kv)
-        right = ComputeBackend.layer(backend, hidden.clone(), layer, kv, 0, step)
-        assert torch.equal(backend.layer(hidden.clone(), layer, kv, 0, step), right)
+        right = ComputeBackend.layers(backend, hidden.clone(), layers, kv, step)
+        assert torch.equal(backend.layers(hidden.clone(), layers, kv, step), right)
+
+
+def test_the_largest_logit_is_the_first_of_equals_and_a_nan_before_all():
+    backend = NativeBackend("bfloat16", threads=2)
+    for width in (1, 15, 33, 8192, 20_000):
+        rows = torch.randn(5, width, generator=torch.Generator().manual_seed(width)).round_(decimals=1)
+        rows[1] = -torch.inf
+        rows[2, width // 2 :] = 9.0
+        rows[3, width - 1] = rows[4, width // 3] = torch.nan
+        rows[4, width - 1] = torch.inf
+        assert backend.argmax(rows).tolist() == rows.argmax(-1).tolist() == rows.numpy().argmax(-1).tolist()

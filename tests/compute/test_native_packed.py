@@ -149,7 +149,7 @@ def test_what_is_held_is_what_is_said():
     for format, activations in itertools.product(FORMATS, ("int8", "int16")):
         matrix, _ = made(format, 2560, 1024, activations)
         linear = placed(matrix)
-        assert linear.nbytes == linear._codes.nbytes + linear._scale.nbytes
+        assert linear.nbytes == linear._panels.nbytes
         assert matrix.nbytes <= linear.nbytes < matrix.nbytes * 1.005
 
 

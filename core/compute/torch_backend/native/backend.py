@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from core.compute.torch_backend import machine
@@ -17,7 +16,7 @@ from core.compute.torch_backend.backend import Norm, TorchBackend
 from core.compute.torch_backend.linear import TorchLinear
 from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
-from core.compute.torch_backend.native.linear import NativeDense, NativeLinear, NativeTarget
+from core.compute.torch_backend.native.linear import NativeDense, NativeTarget
 from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
 from core.compute.torch_backend.step import Step
 from core.interfaces.compute import DType, KVCache, Layer, Linear, StepBatch
@@ -29,14 +28,20 @@ log = logging.getLogger("dovetail.compute")
 DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
 
 
-def described(layer: Layer) -> NDArray[np.int64] | None:
-    """As a struct (src/layer.h), where all of a layer is native for steps of every size."""
-    linears = [each for each in (layer.qkv, layer.o, layer.gate_up, layer.down) if isinstance(each, NativeLinear)]
-    if len(linears) < 4:
-        return None
-    norms = layer.input_norm, layer.post_norm
-    addresses = [*(linear.native for linear in linears), *(norm.weight.data_ptr() for norm in norms)]
-    return np.array([*addresses, np.array(layer.input_norm.eps, np.float64).view(np.int64)], np.int64)
+class Described:
+    """Layers as an array of structs (src/layer.h), where all of them are native."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        fields = [field for layer in layers for field in _fields(layer)]
+        self._fields = np.array(fields, np.int64)
+        self.address = self._fields.ctypes.data if all(fields) else 0
+
+
+def _fields(layer: Layer) -> list[int]:
+    linears, norms = (layer.qkv, layer.o, layer.gate_up, layer.down), (layer.input_norm, layer.post_norm)
+    natives = [linear.native if isinstance(linear, TorchLinear) else 0 for linear in linears]
+    return [*natives, *(norm.weight.data_ptr() for norm in norms), int(np.float64(layer.input_norm.eps).view(np.int64))]
 
 
 class NativeBackend(TorchBackend):
@@ -56,8 +61,9 @@ class NativeBackend(TorchBackend):
         self._linear_qkv = library.function("linear_qkv", ADDRESS, *around, shape, step, *pages, ADDRESS)
         self._linear_add = library.function("linear_add", ADDRESS, NUMBER, ADDRESS, NUMBER, ADDRESS)
         self._linear_gate_up = library.function("linear_gate_up", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
-        self._whole_layer = library.function("whole_layer", ADDRESS, shape, step, *pages, ADDRESS)
-        self._layers: WeakKeyDictionary[Layer, NDArray[np.int64] | None] = WeakKeyDictionary()
+        self._whole_layers = library.function("whole_layers", ADDRESS, NUMBER, shape, step, *pages, ADDRESS)
+        self._largest_places = library.function("largest_places", ADDRESS, NUMBER, NUMBER, ADDRESS)
+        self._layers: Described = Described(())
         self._linear_logits = library.function("linear_logits", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
 
     def place(self, weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None) -> Any:
@@ -82,16 +88,16 @@ class NativeBackend(TorchBackend):
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step | NativeStep:  # type: ignore[override]
         return upload(batch) if isinstance(kv, NativeKV) else super().upload(batch, spec, kv)
 
-    def layer(self, hidden: Tensor, layer: Layer, kv: KVCache, index: int, step: Step | NativeStep) -> Tensor:
-        if layer not in self._layers:
-            self._layers[layer] = None if self.split else described(layer)
-        native = self._layers[layer]
-        if native is None or not isinstance(step, NativeStep):
-            out: Tensor = super().layer(hidden, layer, kv, index, step)
+    def layers(self, hidden: Tensor, layers: Sequence[Layer], kv: KVCache, step: Step | NativeStep) -> Tensor:
+        if self._layers.layers is not layers:
+            self._layers = Described(layers)
+        native = self._layers.address
+        if not native or self.split or not isinstance(step, NativeStep):
+            out: Tensor = super().layers(hidden, layers, kv, step)
             return out
         assert isinstance(kv, NativeKV)
-        pages = kv.key_addresses[index], kv.value_addresses[index]
-        self._whole_layer(native.ctypes.data, kv.shape, step.address, *pages, hidden.data_ptr())
+        places = kv.key_places, kv.value_places
+        self._whole_layers(native, len(layers), kv.shape, step.address, *places, hidden.data_ptr())
         return hidden
 
     def qkv(self, hidden: Tensor, norm: Norm, weight: Linear, kv: KVCache, layer: int, step: Step | NativeStep) -> Tensor:
@@ -100,7 +106,7 @@ class NativeBackend(TorchBackend):
             return super().qkv(hidden, norm, weight, kv, layer, step)
         assert isinstance(kv, NativeKV)
         q = torch.empty((step.tokens, kv.spec.q_width), dtype=hidden.dtype)
-        places = kv.key_addresses[layer], kv.value_addresses[layer], q.data_ptr()
+        places = kv.keys[layer].data_ptr(), kv.values[layer].data_ptr(), q.data_ptr()
         if weight.native:
             around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
             self._linear_qkv(weight.native, *around, kv.shape, step.address, *places)
@@ -114,7 +120,7 @@ class NativeBackend(TorchBackend):
             return super().attention(q, kv, layer, step)
         assert isinstance(kv, NativeKV)
         out = torch.empty_like(q)
-        pages = kv.key_addresses[layer], kv.value_addresses[layer]
+        pages = kv.keys[layer].data_ptr(), kv.values[layer].data_ptr()
         self._attention(kv.shape, step.address, q.data_ptr(), *pages, out.data_ptr())
         return out
 
@@ -147,6 +153,12 @@ class NativeBackend(TorchBackend):
         around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
         self._linear_logits(head.native, self._bfloat16, *around, len(hidden), out.data_ptr())
         return self.gathered(out)
+
+    def argmax(self, array: Tensor) -> Tensor:
+        array = array.contiguous()
+        places = torch.empty(len(array), dtype=torch.int64)
+        self._largest_places(array.data_ptr(), *array.shape, places.data_ptr())
+        return places
 
     def _normed(self, hidden: Tensor, norm: Norm) -> Tensor:
         if not self._bfloat16:

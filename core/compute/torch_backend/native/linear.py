@@ -64,7 +64,7 @@ class NativeDense(NativeLinear):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Of the matrix, as an embedding gives them."""
-        ids = ids.long()
+        ids = ids.int()
         out = torch.empty((len(ids), self.in_features), dtype=torch.bfloat16)
         self._look_up(self.native, ids.data_ptr(), len(ids), out.data_ptr())
         return out

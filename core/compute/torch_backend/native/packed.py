@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from core.compute.torch_backend.linear import QuantizedKernel, Target, TorchLinear, borrowed
 from core.compute.torch_backend.native import library
@@ -37,20 +36,16 @@ class PackedLinear(NativeLinear):
         digits = 1 if packed.constants.get("activations") == "int8" else 2
         groups = scale.shape[1] if scale.dim() == 2 else 1
         group = int(packed.constants["group_size"]) if groups > 1 else 0
-        panel = int(library.function("packed_panel", result=NUMBER)())  # outputs that lie side by side
-        panels, blocks = -(-rows // panel), -(-columns // BLOCK)
-        self._codes = memory.empty((panels * panel * blocks * BLOCK * bits // 8,), torch.uint8)
-        self._scale = memory.empty((panels, groups, panel), scale.dtype if group else torch.float32)
-        filled = functional.pad(scale.view(rows, groups), (0, 0, 0, panels * panel - rows))
-        self._scale.copy_(filled.view(panels, panel, groups).transpose(1, 2))
+        new = library.function("packed_new", *(NUMBER,) * 5, result=ADDRESS)
+        native = new(rows, columns, group, bits, digits)
+        self.describe(native)
+        self._panels = memory.empty((library.function("packed_bytes", ADDRESS, result=NUMBER)(native),), torch.uint8)
+        arrange = library.function("packed_arrange", ADDRESS, ADDRESS, NUMBER, ADDRESS, ADDRESS)
+        scale = scale if group else scale.float().contiguous()
+        arrange(native, codes.data_ptr(), codes.shape[1], scale.data_ptr(), self._panels.data_ptr())
         name = "a row" if not group else f"in groups of {group}"
-        nbytes = self._codes.nbytes + self._scale.nbytes
-        super().__init__(role, packed.shape, nbytes, f"int{bits} {name}, {8 * digits}-bit activations in blocks of {BLOCK}")
-        new = library.function("packed_new", *(NUMBER,) * 5, ADDRESS, ADDRESS, result=ADDRESS)
-        sizes = rows, columns, group, bits, digits
-        self.describe(new(*sizes, self._codes.data_ptr(), self._scale.data_ptr()))
-        arrange = library.function("packed_arrange", ADDRESS, ADDRESS, NUMBER)
-        arrange(self.native, codes.data_ptr(), codes.shape[1])
+        said = f"int{bits} {name}, {8 * digits}-bit activations in blocks of {BLOCK}"
+        super().__init__(role, packed.shape, self._panels.nbytes, said)
 
 
 def instructions() -> str:

@@ -17,6 +17,7 @@ from core.interfaces.model import DecoderSpec
 CPU = torch.device("cpu")
 LANES = 16
 WIDEST = 1024  # of a head
+FIELDS = 8  # of a step's struct
 MOST_QUERY_HEADS = 64  # of a kv head
 
 
@@ -46,8 +47,8 @@ class NativeKV(PagedKV):
             np.int64,
         )
         self.shape = self._fields.ctypes.data
-        self.key_addresses = [keys.data_ptr() for keys in self.keys]
-        self.value_addresses = [values.data_ptr() for values in self.values]
+        self._places = np.array([[each.data_ptr() for each in pages] for pages in (self.keys, self.values)], np.int64)
+        self.key_places, self.value_places = (places.ctypes.data for places in self._places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +62,22 @@ class NativeStep:
 
 
 def upload(batch: StepBatch) -> NativeStep:
-    rows, tokens = batch.logit_rows, batch.num_tokens
-    arrays = tuple(
-        np.ascontiguousarray(array, dtype)
-        for array, dtype in (
-            (batch.positions, np.int32),
-            (batch.slots, np.int64),
-            (batch.query_starts, np.int32),
-            (batch.context_lens, np.int32),
-            (batch.page_table, np.int32),
-        )
-    )
-    addresses = [array.ctypes.data for array in arrays]
-    fields = np.array([tokens, batch.num_sequences, *addresses, arrays[-1].shape[1]], np.int64)
-    every = len(rows) == tokens and np.array_equal(rows, np.arange(tokens))
+    rows, tokens, sequences = batch.logit_rows, batch.num_tokens, batch.num_sequences
+    parts = batch.positions, batch.query_starts, batch.context_lens, batch.page_table.reshape(-1)
+    numbers = np.concatenate(parts, dtype=np.int32)
+    words = np.empty(FIELDS + tokens, np.int64)
+    address, first = words.ctypes.data, numbers.ctypes.data
+    starts = first + 4 * tokens
+    lengths = starts + 4 * (sequences + 1)
+    pages = lengths + 4 * sequences, batch.page_table.shape[1]
+    words[:FIELDS] = tokens, sequences, first, address + 8 * FIELDS, starts, lengths, *pages
+    words[FIELDS:] = batch.slots
+    every = len(rows) == tokens and bool((rows == np.arange(tokens)).all())
     return NativeStep(
         token_ids=to_device(batch.token_ids, CPU),
         logit_rows=None if every else to_device(rows, CPU),
         num_logits=len(rows),
         tokens=tokens,
-        address=fields.ctypes.data,
-        held=(fields, *arrays),
+        address=address,
+        held=(words, numbers),
     )

@@ -135,7 +135,7 @@ EXPORT void dense_arrange(const Linear *linear, const bf16 *from, uint32_t *to) 
 }
 
 // Rows of the matrix as they were: to [number, in].
-EXPORT void dense_look_up(const Linear *linear, const int64_t *ids, int64_t number, bf16 *to) {
+EXPORT void dense_look_up(const Linear *linear, const int32_t *ids, int64_t number, bf16 *to) {
     const Dense &dense = static_cast<const Dense &>(*linear);
     int64_t width = linear->in_features, pairs = dense.panel_pairs();
     for (int64_t each = 0; each < number; ++each, to += width) {

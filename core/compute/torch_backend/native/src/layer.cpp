@@ -296,7 +296,48 @@ EXPORT void linear_apply(const Linear *linear, int64_t bfloat16, const void *x, 
     }));
 }
 
-// All of a layer, its four projections native.
-EXPORT void whole_layer(const Layer *l, const Shape *shape, const Step *step, void *keys, void *values, void *hidden) {
-    OF_KIND(shape->bfloat16, layer(*l, *shape, *step, OUT(keys), OUT(values), OUT(hidden)));
+// Layers one after the other, all their projections native.
+EXPORT void whole_layers(const Layer *layers, int64_t number, const Shape *shape, const Step *step, void *const *keys,
+                         void *const *values, void *hidden) {
+    for (int64_t l = 0; l < number; ++l)
+        OF_KIND(shape->bfloat16, layer(layers[l], *shape, *step, OUT(keys[l]), OUT(values[l]), OUT(hidden)));
+}
+
+// Where each row of `values` [rows, width] is largest, the first of equals; a NaN is larger than any number.
+EXPORT void largest_places(const float *values, int64_t rows, int64_t width, int64_t *places) {
+    constexpr int64_t PART = 1 << 13;
+    struct Found {
+        float value;
+        int64_t place;
+    };
+    static thread_local Scratch memory;
+    int64_t parts = (width + PART - 1) / PART;
+    Found *found = reinterpret_cast<Found *>(memory.take(rows * parts * int64_t(sizeof(Found))));
+    team::each(rows * parts, [&](int64_t task) {
+        const float *row = values + task / parts * width;
+        int64_t first = task % parts * PART, last = first + PART < width ? first + PART : width, k = first;
+        Floats most = filled(-INFINITY);
+        Ints nan = {};
+        for (; k + LANES <= last; k += LANES) {
+            Floats here = load(row + k);
+            most = largest(most, here);
+            nan |= here != here;
+        }
+        float value = largest(most);
+        bool any_nan = sum(__builtin_convertvector(nan, Floats)) != 0;
+        for (; k < last; ++k) {
+            value = row[k] > value ? row[k] : value;
+            any_nan |= row[k] != row[k];
+        }
+        for (k = first; any_nan ? row[k] == row[k] : row[k] != value; ++k) {}
+        found[task] = {row[k], k};
+    });
+    for (int64_t row = 0; row < rows; ++row) {
+        Found best = found[row * parts];
+        for (int64_t part = 1; part < parts; ++part) {
+            Found next = found[row * parts + part];
+            if (best.value == best.value && (next.value > best.value || next.value != next.value)) best = next;
+        }
+        places[row] = best.place;
+    }
 }

@@ -26,20 +26,20 @@ constexpr int64_t PANEL = TILES * LANES;
 constexpr float SECOND = 256.f;     // steps of the second digit in one of the first
 constexpr float SMALLEST = 1e-30f;  // a block with nothing larger counts as zeros
 
-// `codes`: unsigned bytes [panels, blocks, STEPS, PANEL outputs, 4], which is the order they are read in: memory gives the most to
-// who walks straight on. In four bits two steps share a byte's halves, the earlier the low one. `scales`: float32 [panels, PANEL],
-// or of groups bfloat16 [panels, groups, PANEL]. Filled up with zeros.
+// `panels`: [panels, groups], of each the scales [PANEL] in bfloat16 and the codes [blocks, STEPS, PANEL outputs, 4] as unsigned
+// bytes; in four bits two steps share a byte's halves, the earlier the low one. Without groups a panel is one, with scales in
+// float32. It is the order they are read in: memory gives the most to who walks straight on. Filled up with zeros.
 struct Packed : Linear {
     int64_t group; // inputs to a scale; 0: all
     int64_t bits, digits;
-    uint8_t *codes;
-    const void *scales;
+    uint8_t *panels;
 
-    int64_t panels() const { return (out_features + PANEL - 1) / PANEL; }
+    int64_t number() const { return (out_features + PANEL - 1) / PANEL; }
     int64_t blocks() const { return (in_features + BLOCK - 1) / BLOCK; }
-    int64_t groups() const { return (in_features + group - 1) / group; }
+    int64_t groups() const { return group ? (in_features + group - 1) / group : 1; }
+    int64_t scale_bytes() const { return PANEL * (group ? 2 : 4); }
     int64_t block_bytes() const { return PANEL * BLOCK * bits / 8; }
-    int64_t panel_bytes() const { return blocks() * block_bytes(); }
+    int64_t panel_bytes() const { return groups() * scale_bytes() + blocks() * block_bytes(); }
     int64_t row_bytes() const { return prepared_bytes / digits; }
     int64_t zero() const { return bits == 8 ? 128 : 8; }
 };
@@ -115,13 +115,19 @@ struct Ahead {
     int64_t lines;
 };
 
-// Of the panel that `codes` and `scales` begin with. `group`: blocks to a scale. `apart`: bytes between rows of x.
+// `group`: blocks to a scale. `apart`: bytes between rows of x.
 template <int N, int BITS, bool GROUPED, int DIGITS>
-inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks, int64_t group, const Rounded *x,
-                    int64_t apart, Ahead &ahead, Floats (&sum)[N / DIGITS][TILES]) {
+inline void product(const uint8_t *panel, int64_t blocks, int64_t group, const Rounded *x, int64_t apart, Ahead &ahead,
+                    Floats (&sum)[N / DIGITS][TILES]) {
     Floats scale[TILES] = {};
     int64_t left = 0;
-    for (int64_t block = 0; block < blocks; ++block, ++x, codes += PANEL * BLOCK * BITS / 8) {
+    for (int64_t block = 0; block < blocks; ++block, ++x, panel += PANEL * BLOCK * BITS / 8) {
+        if (GROUPED && left == 0) {
+            for (int t = 0; t < TILES; ++t) scale[t] = load_bf16(reinterpret_cast<const uint16_t *>(panel) + t * LANES);
+            panel += PANEL * 2;
+            left = group;
+        }
+        --left;
         for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) __builtin_prefetch(ahead.at, 0, 2);
         Ints dots[N][TILES];
         for (int n = 0; n < N; ++n)
@@ -131,9 +137,9 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
             Codes c[TILES];
             for (int t = 0; t < TILES; ++t) {
                 if (BITS == 8) {
-                    c[t] = load(codes + (step * TILES + t) * 64);
+                    c[t] = load(panel + (step * TILES + t) * 64);
                 } else {
-                    const Codes both = load(codes + (step / 2 * TILES + t) * 64);
+                    const Codes both = load(panel + (step / 2 * TILES + t) * 64);
                     c[t] = step % 2 ? high_halves(both) : low_halves(both);
                 }
             }
@@ -144,12 +150,6 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
                     dots[n][t] = BITS == 8 ? dot(dots[n][t], c[t], four) : dot_small(dots[n][t], c[t], four);
             }
         }
-        if (GROUPED && left == 0) {
-            for (int t = 0; t < TILES; ++t) scale[t] = load_bf16(scales + t * LANES);
-            scales += PANEL;
-            left = group;
-        }
-        --left;
         for (int n = 0; n < N; n += DIGITS) {
             const int last = n + DIGITS - 1;
             for (int t = 0; t < TILES; ++t) {
@@ -165,16 +165,15 @@ inline void product(const uint8_t *codes, const uint16_t *scales, int64_t blocks
 template <int N, int BITS, bool GROUPED, int DIGITS>
 void multiply(const Packed &m, int64_t panel, const Rounded *x, Ahead &ahead, float *out, int64_t stride) {
     constexpr int TOKENS = N / DIGITS;
-    const uint8_t *codes = m.codes + panel * m.panel_bytes();
-    const uint16_t *scales = nullptr;
-    if (GROUPED) scales = static_cast<const uint16_t *>(m.scales) + panel * m.groups() * PANEL;
+    const uint8_t *from = m.panels + panel * m.panel_bytes();
+    const float *scales = reinterpret_cast<const float *>(from);
     Floats sum[TOKENS][TILES];
     for (int n = 0; n < TOKENS; ++n)
         for (int t = 0; t < TILES; ++t) sum[n][t] = floats(0.f);
-    product<N, BITS, GROUPED, DIGITS>(codes, scales, m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
+    product<N, BITS, GROUPED, DIGITS>(from + (GROUPED ? 0 : m.scale_bytes()), m.blocks(), m.group / BLOCK, x, m.row_bytes(), ahead, sum);
     for (int t = 0; t < TILES; ++t) {
         Floats scale = floats(1.f);
-        if (!GROUPED) scale = load_floats(static_cast<const float *>(m.scales) + panel * PANEL + t * LANES);
+        if (!GROUPED) scale = load_floats(scales + t * LANES);
         for (int n = 0; n < TOKENS; ++n) store(out + n * stride + t * LANES, mul(sum[n][t], scale));
     }
 }
@@ -210,7 +209,7 @@ void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t fi
     const Packed &m = static_cast<const Packed &>(*linear);
     const int64_t most = most_rows(m.digits) / m.digits, tiles = (tokens + most - 1) / most;
     const int64_t lines = tiles == 1 ? 0 : (m.block_bytes() / 64 + tiles - 1) / tiles;
-    Ahead ahead{m.codes + (first / PANEL + 1) * m.panel_bytes(), lines};
+    Ahead ahead{m.panels + (first / PANEL + 1) * m.panel_bytes(), lines};
     for (int64_t output = first; output < last; output += PANEL) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t token = tokens * tile / tiles, own = tokens * (tile + 1) / tiles - token;
@@ -232,11 +231,8 @@ void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t fi
 
 } // namespace
 
-EXPORT int64_t packed_panel() { return PANEL; }
-
-EXPORT void *packed_new(int64_t outputs, int64_t inputs, int64_t group, int64_t bits, int64_t digits, void *codes,
-                        const void *scales) {
-    Packed *m = static_cast<Packed *>(malloc(sizeof(Packed)));
+EXPORT void *packed_new(int64_t outputs, int64_t inputs, int64_t group, int64_t bits, int64_t digits) {
+    Packed *m = static_cast<Packed *>(calloc(1, sizeof(Packed)));
     if (!m) return nullptr;
     m->prepare = prepare;
     m->rows = rows;
@@ -246,27 +242,36 @@ EXPORT void *packed_new(int64_t outputs, int64_t inputs, int64_t group, int64_t 
     m->group = group;
     m->bits = bits;
     m->digits = digits;
-    m->codes = static_cast<uint8_t *>(codes);
-    m->scales = scales;
     m->prepared_bytes = digits * ((m->blocks() * int64_t(sizeof(Rounded)) + 63) / 64 * 64);
     return m;
 }
 
-// Lays out rows as a quantizer has them: signed bytes, or halves of which the even column's is the low one.
-EXPORT void packed_arrange(void *address, const uint8_t *from, int64_t row_bytes) {
-    const Packed &m = *static_cast<Packed *>(address);
-    team::each(m.panels(), [&](int64_t panel) {
-        uint8_t *to = m.codes + panel * m.panel_bytes();
+EXPORT int64_t packed_bytes(const Packed *m) { return m->number() * m->panel_bytes(); }
+
+// Lays out, in memory that stays, rows as a quantizer has them: signed bytes, or halves of which the even column's is the low one.
+// `scales`: [outputs, groups] in bfloat16, or [outputs] in float32.
+EXPORT void packed_arrange(Packed *address, const uint8_t *from, int64_t row_bytes, const char *scales, uint8_t *panels) {
+    const Packed &m = *address;
+    address->panels = panels;
+    team::each(m.number(), [&](int64_t panel) {
+        uint8_t *to = m.panels + panel * m.panel_bytes();
+        const int64_t first = panel * PANEL, end = first + PANEL, size = m.group ? 2 : 4, group = m.group ? m.group : m.blocks() * BLOCK;
         const auto code = [&](int64_t row, int64_t column) -> int {
             if (row >= m.out_features || column >= m.in_features) return int(m.zero());
             const uint8_t *stored = from + row * row_bytes;
             return m.bits == 8 ? stored[column] ^ 128 : stored[column / 2] >> column % 2 * 4 & 15;
         };
-        for (int64_t block = 0; block < m.blocks(); ++block)
-            for (int64_t step = 0; step < STEPS; step += 8 / m.bits)
-                for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row)
-                    for (int64_t column = block * BLOCK + step * 4, end = column + 4; column < end; ++column)
-                        *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
+        for (int64_t start = 0; start < m.blocks() * BLOCK; start += 4) {
+            if (start % group == 0)
+                for (int64_t row = first; row < end; ++row, to += size) {
+                    memset(to, 0, size);
+                    if (row < m.out_features) memcpy(to, scales + (row * m.groups() + start / group) * size, size);
+                }
+            if (m.bits == 4 && start % 8) continue; // is with the four before
+            for (int64_t row = first; row < end; ++row)
+                for (int64_t column = start; column < start + 4; ++column)
+                    *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
+        }
     });
 }
 
