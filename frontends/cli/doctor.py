@@ -85,7 +85,7 @@ def examine(flags: Sequence[str], framework: machine.Framework | None) -> Iterat
         else:
             plan = each
     if plan is not None:
-        yield from of_plan(plan)
+        yield from of_plan(plan, plan.model.name if plan.model.name == STAND_IN else settings["model"])
     yield from frameworks(plan, probe, framework)
 
 
@@ -163,11 +163,14 @@ def text_side(plan: Plan) -> Iterator[Finding]:
         yield ok("chat template", "parses")
 
 
-def of_plan(plan: Plan) -> Iterator[Finding]:
+def of_plan(plan: Plan, model: str) -> Iterator[Finding]:
     facts = plan.facts
     total, budget = facts.get("memory.total_bytes"), facts.get("memory.budget_bytes")
     if total is not None and budget is not None:
-        yield ok("model", f"takes {total / GIB:.2f} GiB of the {budget / GIB:.2f} it may use on {facts['device.name']}")
+        yield ok(
+            "model",
+            f"{model} takes {total / GIB:.2f} GiB of the {budget / GIB:.2f} it may use on {facts['device.name']}",
+        )
     threads, cores = plan.settings["threads"], facts["cpu.cores"]
     if facts["device.kind"] == "cpu" and threads > cores:
         yield warn(

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.compose.configuration import read, refuse_with
 from core.compose.first_pass import first_pass
+from core.compose.plan import by_origin
 from core.errors import UserError
 from core.interfaces.frontend import ChatTemplate, Tokenizer
 from core.interfaces.model import CheckpointFormat, ModelFolder
@@ -44,11 +45,15 @@ def located(flags: Sequence[str], *, fetching: bool = True) -> Located:
     settings = configuration.settings
     formats = checkpoint_formats(manager)
     model = settings["model"]
-    if fetching or model.startswith(RANDOM) or Path(model).expanduser().exists():
-        folder = resolve(model, settings, formats)
-    else:
-        folder = _kept(model, settings, formats)
-    return Located(settings, folder, formats, read_config(folder, formats), manager)
+    try:
+        if fetching or model.startswith(RANDOM) or Path(model).expanduser().exists():
+            folder = resolve(model, settings, formats)
+        else:
+            folder = _kept(model, settings, formats)
+        return Located(settings, folder, formats, read_config(folder, formats), manager)
+    except UserError as error:
+        origins = {".".join(key): said.origin for key, said in configuration.given.items()}
+        raise UserError(*(by_origin(each, origins) for each in error.problems), exit_code=error.exit_code) from error
 
 
 def _kept(model: str, settings: Mapping[str, Any], formats: Mapping[str, CheckpointFormat]) -> ModelFolder:

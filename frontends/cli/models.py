@@ -14,6 +14,7 @@ from core.errors import ExitCode, UserError
 from frontends.cli.findings import show
 
 MEGA = 1e6
+WIDE = 120  # columns of a terminal that has room for paths
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,14 +86,16 @@ def listed(folders: Sequence[Path], flags: Sequence[str], *, as_json: bool) -> i
 
     from frontends.cli.screen import console
 
+    output = console()
+    titles = ["model", "kind", "state", "MB", *(["where"] if output.width >= WIDE else [])]
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-    for title in ("model", "kind", "state", "MB", "where"):
+    for title in titles:
         table.add_column(title, no_wrap=title == "model", overflow="fold", justify="right" if title == "MB" else "left")
     home = str(Path.home())
     for each in found:
         size = "" if each.nbytes is None else f"{each.nbytes / MEGA:.1f}"
-        table.add_row(each.name, each.kind, each.state, size, each.where.replace(home, "~"))
-    console().print(table, soft_wrap=not sys.stdout.isatty())
+        table.add_row(*[each.name, each.kind, each.state, size, each.where.replace(home, "~")][: len(titles)])
+    output.print(table, soft_wrap=not sys.stdout.isatty())
     return ExitCode.OK
 
 

@@ -136,6 +136,10 @@ def test_pull_fetches_and_verifies(capsys, monkeypatch, folder):
     assert (code, found["weights"]["state"]) == (ExitCode.OK, "ok")
     assert {(repo, revision) for repo, revision, _ in asked} == {(NAME, "v1")}
     assert any("*.safetensors" in patterns for _, _, patterns in asked)
+    assert main(["models", "pull", "random:tinny"]) == ExitCode.REFUSED
+    assert capsys.readouterr().err.startswith(
+        "dovetail: error: there is no random shape 'tinny'; did you mean 'tiny'?\n  set by: --model\n"
+    )
 
 
 def test_list(folder, cache, capsys):
