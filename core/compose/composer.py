@@ -105,24 +105,24 @@ class PlanComposer(Composer):
         return {
             "model": self._plan.model.name,
             "machines": [
-                {"id": key, "name": each.name, "device": each.device, "counts": COUNTS if each.device == "cuda" else (1,)}
+                {"id": key, "name": each.name, "device": each.device, "counts": _counts(each)}
                 for key, each in self._machines.items()
             ],
             "settings": list(self._settings.values()),
         }
 
     def judge(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        settings, machine, count = asked.get("settings", {}), asked.get("machine"), asked.get("count", 1)
-        hardware = self._machines.get(str(machine)) if machine is not None else next(iter(self._machines.values()))
+        settings, count = asked.get("settings", {}), asked.get("count", 1)
+        machine = asked.get("machine") or next(iter(self._machines))
+        hardware = self._machines.get(str(machine))
         if hardware is None:
-            known = ", ".join(self._machines)
-            raise RequestError(f"machine {str(machine)[:80]!r} is none of {known}", param="machine")
-        if count not in COUNTS:
-            raise RequestError(f"count is to be one of {', '.join(map(str, COUNTS))}", param="count")
+            raise RequestError(f"machine {str(machine)[:80]!r} is none of {', '.join(self._machines)}", param="machine")
+        counts = _counts(hardware)
+        if count not in counts:
+            raise RequestError(f"count is to be one of {', '.join(map(str, counts))} on {hardware.name}", param="count")
         if hardware.device == "cuda" and (machine != HERE or count != 1):
-            hardware = dataclasses.replace(
-                hardware, probe=dataclasses.replace(hardware.probe, devices=hardware.probe.devices[:1] * count)
-            )
+            devices = hardware.probe.devices[:1] * count
+            hardware = dataclasses.replace(hardware, probe=dataclasses.replace(hardware.probe, devices=devices))
         flags = self._flags(settings)
         with self._lock:
             composition = self._attempt(flags, hardware)
@@ -184,17 +184,17 @@ class PlanComposer(Composer):
     def _neighbours(
         self, settings: Mapping[str, Any], hardware: Hardware, here: Composition
     ) -> dict[str, dict[str, list[str]]]:
-        """For each offer, switch or word that is not chosen, the rules that would refuse it, and do not refuse what is."""
+        """For each offer that is not chosen, the rules that would refuse it, and do not refuse what is chosen."""
         broken = {each.id for each in here.violations}
         found: dict[str, dict[str, list[str]]] = {}
         for key, entry in self._settings.items():
-            for choice in entry["choices"]:
+            for choice in entry["choices"] if "offers" in entry else ():
                 if settings.get(key) != choice and choice != "auto":
                     composition = self._attempt(self._flags({**settings, key: choice}), hardware)
                     rules = [each.id for each in composition.violations if each.rule.severity == "error"]
                     rules = [rule for rule in rules if rule not in broken]
                     if rules or (here.plan is not None and composition.plan is None):
-                        found.setdefault(key, {})[str(choice).lower()] = rules
+                        found.setdefault(key, {})[choice] = rules
         return found
 
     def _flags(self, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -263,6 +263,10 @@ def _entry(setting: Setting, model: type[BaseModel]) -> dict[str, Any] | None:
         "minimum": shape.get("minimum", shape.get("exclusiveMinimum")),
         "maximum": shape.get("maximum", shape.get("exclusiveMaximum")),
     }
+
+
+def _counts(hardware: Hardware) -> tuple[int, ...]:
+    return COUNTS if hardware.device == "cuda" else (1,)
 
 
 def _words(flag: str, value: str) -> Iterator[str]:

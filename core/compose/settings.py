@@ -104,7 +104,10 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     num_gpu_blocks_override: int | None = Field(None, ge=1, description="KV pages, instead of sizing them from memory")
     gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0, description="share of a CUDA device's memory that may be used")
     kv_cache_memory: float | None = Field(
-        None, gt=0.0, description="GiB for KV pages on a CPU; default: what all requests need, at most a quarter of free memory"
+        None,
+        gt=0.0,
+        le=2.0**20,
+        description="GiB for KV pages on a CPU; default: what all requests need, at most a quarter of free memory",
     )
     seed: int = Field(0, ge=0, description="seed of requests that bring none is drawn from this; and of random: weights")
     engine_restarts: int = Field(

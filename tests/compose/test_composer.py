@@ -52,7 +52,9 @@ def test_what_would_be_refused_beside_what_is_chosen(composer):
     assert "eager" not in answer["neighbours"]["graph"]
     here = asked(composer, machine="here", count=1, neighbours=True)
     assert here["ok"]
-    assert here["neighbours"]["device"].keys() == {"cuda"}
+    assert here["neighbours"]["graph"] == {"cuda": ["cuda-graphs-need-cuda"]}
+    with pytest.raises(RequestError, match=r"^count is to be one of 1 on this machine"):
+        asked(composer, machine="here", count=2)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,9 @@ def test_the_page_can_be_left_out(flags):
 def test_the_page_is_there_by_default():
     plan = compose(["--model", "random:tiny"], env={}, probe=CPU)
     assert plan.chosen("page").origin == "default"
+
+
+@pytest.mark.parametrize("number", [1e308, float("inf")])
+def test_a_number_beyond_all_memory_is_refused(composer, number):
+    [problem] = asked(composer, machine="here", count=1, kv_cache_memory=number)["problems"]
+    assert problem["what"].endswith("input should be less than or equal to 1048576")

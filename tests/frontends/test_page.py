@@ -103,7 +103,7 @@ def test_a_combination_is_judged_by_the_rules(composer):
     [
         ({"settings": {"tokenizer": "/etc"}}, "settings.tokenizer", "'tokenizer' is no setting that can be tried here"),
         ({"machine": "abacus"}, "machine", "machine 'abacus' is none of "),
-        ({"count": 3}, "count", "count is to be one of 1, 2, 4, 8"),
+        ({"count": 3, "machine": "H800 80G"}, "count", "count is to be one of 1, 2, 4, 8 on H800 80G"),
         ({"settings": []}, "settings", "settings: input should be an object"),
     ],
 )

@@ -227,7 +227,7 @@ function clear() {
 
 function marks(neighbours) {
   for (const chip of $("view-compatibility").querySelectorAll(".chip[data-key]")) {
-    const rules = neighbours[chip.dataset.key]?.[chip.dataset.choice.toLowerCase()];
+    const rules = neighbours[chip.dataset.key]?.[chip.dataset.choice];
     const mark = chip.querySelector(".mark");
     mark.hidden = !rules;
     chip.classList.toggle("conflicts", Boolean(rules));
