@@ -17,6 +17,16 @@ Importing this imports no torch; making an ``LLM`` does.
 from core.interfaces.request import Grammar, SamplingParams
 from frontends.offline.async_llm import AsyncLLM
 from frontends.offline.llm import LLM
-from frontends.offline.outputs import CompletionDelta, CompletionOutput, Logprob, RequestOutput
+from frontends.offline.outputs import CompletionDelta, CompletionOutput, EmbeddingOutput, Logprob, RequestOutput
 
-__all__ = ["LLM", "AsyncLLM", "CompletionDelta", "CompletionOutput", "Grammar", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionDelta",
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "Grammar",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+]

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from core.interfaces.frontend import Tokenizer
+from core.interfaces.frontend import Pooling, Tokenizer
 from core.interfaces.request import EngineStats, SamplingParams
 from core.launch import Continuation, open_service
-from frontends.offline.outputs import CompletionDelta, RequestOutput, completion_delta, completion_output
+from frontends.offline.outputs import CompletionDelta, EmbeddingOutput, RequestOutput, completion_delta, completion_output
 from frontends.offline.prompts import Message, Prompt, default_params, needed_template, read_prompt
 
 if TYPE_CHECKING:
@@ -120,6 +120,12 @@ class AsyncLLM:
         """The answer to one conversation, as it is written."""
         _, ids = self._rendered(messages, chat_template_kwargs)
         return self._deltas(ids, params, request_id, priority, cache_salt)
+
+    async def embed(self, prompt: Prompt, *, pooling: Pooling = "last", request_id: str | None = None) -> EmbeddingOutput:
+        """What the model makes of one prompt, as a vector of length 1; see ``LLM.embed``."""
+        service = self._open()
+        text, ids = read_prompt(0, prompt, service.tokenizer)
+        return EmbeddingOutput(request_id or self._next_name(), text, ids, await service.embed(ids, pooling=pooling))
 
     async def abort(self, request_id: str) -> bool:
         """End a request that was given this id: it finishes with the reason "abort". False when there is none."""

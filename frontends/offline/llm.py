@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, cast
 
 from core.errors import RequestError
-from core.interfaces.frontend import Tokenizer
+from core.interfaces.frontend import Pooling, Tokenizer
 from core.interfaces.request import EngineStats, SamplingParams
 from core.launch import LocalService, of_prompt, open_local
-from frontends.offline.outputs import RequestOutput, completion_output
+from frontends.offline.outputs import EmbeddingOutput, RequestOutput, completion_output
 from frontends.offline.prompts import Message, Prompt, default_params, needed_template, one_or_many, read_prompt
 
 
@@ -105,6 +105,24 @@ class LLM:
             texts.append(text)
             ids.append(service.tokenizer.encode(text, add_special_tokens=False))
         return self._run(service, texts, ids, self._params_for(service, params, len(texts)), use_tqdm)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last") -> list[EmbeddingOutput]:
+        """What the model makes of one prompt or many, as vectors of length 1, in the prompts' order.
+
+        ``pooling``: the last token's hidden state behind the final norm, or the "mean" over all of them::
+
+            sea, snow = llm.embed(["The sea is", "Snow is"])
+            alike = sum(a * b for a, b in zip(sea.embedding, snow.embedding))
+
+        :raises core.errors.RequestError: naming the first prompt that cannot be served, or what this engine cannot do.
+        """
+        service = self._open()
+        read = [read_prompt(number, prompt, service.tokenizer) for number, prompt in enumerate(one_or_many(prompts))]
+        vectors = service.embed([ids for _, ids in read], pooling=pooling)
+        return [
+            EmbeddingOutput(str(next(self._numbers)), text, ids, vector)
+            for (text, ids), vector in zip(read, vectors, strict=True)
+        ]
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer: ``encode(text) -> ids`` and ``decode(ids) -> text``."""

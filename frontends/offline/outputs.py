@@ -53,6 +53,16 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
+class EmbeddingOutput:
+    """One prompt and its vector, of length 1. ``prompt`` is None if token ids were given."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: list[float]
+
+
+@dataclass(frozen=True)
 class CompletionDelta:
     """What one continuation gained. The last of an ``index`` has a ``finish_reason``.
 

@@ -60,17 +60,19 @@ def test_offline_batch(tmp_path, capsys):
 def test_a_batch_through_a_real_server(url, tmp_path, capsys):
     asked, answered = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     bodies = [{"prompt": [5, 6, number], "max_tokens": 8, "ignore_eos": True} for number in range(20)]
+    requests = [("/v1/completions", body) for body in bodies] + [("/v1/embeddings", {"input": "snow"})]
     asked.write_text(
         "".join(
-            json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
-            for number, body in enumerate(bodies)
+            json.dumps({"custom_id": str(number), "method": "POST", "url": url, "body": body}) + "\n"
+            for number, (url, body) in enumerate(requests)
         )
     )
     assert main(["run-batch", "-i", str(asked), "-o", str(answered), "--url", url, "--concurrency", "7"]) == ExitCode.OK
-    lines = [json.loads(line) for line in answered.read_text().splitlines()]
-    assert sorted(int(line["custom_id"]) for line in lines) == list(range(20))
-    assert {line["response"]["body"]["usage"]["completion_tokens"] for line in lines} == {8}
-    assert "20 of 20 requests are answered" in capsys.readouterr().err
+    found = {int(line["custom_id"]): line["response"]["body"] for line in map(json.loads, answered.read_text().splitlines())}
+    assert len(found.pop(20)["data"][0]["embedding"]) == 64
+    assert set(found) == set(range(20))
+    assert {body["usage"]["completion_tokens"] for body in found.values()} == {8}
+    assert "21 of 21 requests are answered" in capsys.readouterr().err
 
 
 def test_the_same_text_is_completed_streamed_and_whole(url, capsys):

@@ -47,6 +47,8 @@ def test_one_engine_answers_all_that_is_asked_of_it(compose):
         chatted = [delta async for delta in llm.stream_chat([{"role": "user", "content": "Hi"}], FEW)]
         assert llm.get_tokenizer().encode("A") == outputs[1].prompt_token_ids
         assert llm.get_default_sampling_params() == SamplingParams()
+        embedded = await llm.embed("A", pooling="mean")
+        assert (embedded.prompt, embedded.embedding) == ("A", pytest.approx([0.8, 0.6]))
         return outputs, deltas, chatted, await llm.stats()
 
     (ids, text, chat), deltas, chatted, stats = with_llm(use, block_size=16)
@@ -102,7 +104,11 @@ def test_what_goes_wrong_is_told_to_the_task_that_asked(compose):
     async def use(llm):
         failed = await llm.generate([FAILS], FEW)
         assert (failed.outputs[0].finish_reason, failed.outputs[0].error) == ("error", "the numbers went wrong")
-        for prompt, message in (([REFUSED], "nobody wants this"), ([], "the prompt is empty"), ({"text": "x"}, "a mapping must")):
+        for prompt, message in (
+            ([REFUSED], "nobody wants this"),
+            ([], "the prompt is empty"),
+            ({"text": "x"}, "a mapping must"),
+        ):
             with pytest.raises(RequestError, match=message):
                 await llm.generate(prompt, FEW)
         with pytest.raises(EngineDeadError, match="SIGKILL"):

@@ -11,7 +11,7 @@ from core.interfaces.frontend import ModelCard
 from core.text.local import LocalService
 from frontends.offline import LLM, Logprob, SamplingParams
 from frontends.offline import llm as llm_module
-from tests.service.fake_engine import VOCAB, FakeEngine, LetterTokenizer
+from tests.service.fake_engine import REFUSED, VOCAB, FakeEngine, LetterTokenizer
 
 
 class Template:
@@ -157,6 +157,15 @@ def test_a_progress_bar(llm, capsys):
     shown = capsys.readouterr()
     assert "3/3" in shown.err
     assert shown.out == ""
+
+
+def test_embeddings_have_length_one(llm):
+    text, ids = llm.embed(["AB", [5, 6]])
+    assert (text.prompt, text.prompt_token_ids, ids.prompt) == ("AB", [0, 1], None)
+    assert text.embedding == pytest.approx([0.6, 0.8])
+    assert llm.embed("AB", pooling="mean")[0].embedding == pytest.approx([0.8, 0.6])
+    with pytest.raises(RequestError, match="prompt 1: nobody wants this"):
+        llm.embed(["AB", [REFUSED]])
 
 
 def test_tokenizer_and_stats(llm):
