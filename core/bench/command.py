@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.bench.offline import run
-from core.bench.report import PEERS, Measured, Options, Report
+from core.bench.report import ANOTHER, PEERS, Measured, Options, Report
 from core.errors import ExitCode, UserError, problem_text
 
 
@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_peers,
         default=(),
         metavar="PEER,...",
-        help=f"measure these beside it, on the same weights, and compare what they compute: {', '.join(PEERS)}",
+        help=f"measure these beside it, on the same weights, and compare what they compute: {', '.join(PEERS)}, or "
+        f"{ANOTHER}NAME for the same composition on another compute backend",
     )
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the speeds there (needs matplotlib)")
@@ -98,8 +99,8 @@ def _batches(text: str) -> tuple[int, ...]:
 def _peers(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        if name not in PEERS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}")
+        if name not in PEERS and not name.startswith(ANOTHER):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}, {ANOTHER}NAME")
     return names
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from core.bench.report import ANOTHER
+
 Prompt = list[int]
 COMPUTED = "a step's operations are computed by "
 
@@ -165,6 +167,8 @@ class Transformers(Contestant):
 def _contestant(kind: str, options: dict[str, Any]) -> Contestant:
     match kind:
         case "dovetail":
+            return Dovetail(**options)
+        case _ if kind.startswith(ANOTHER):
             return Dovetail(**options)
         case "transformers":
             return Transformers(**options)

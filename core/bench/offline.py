@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from core.bench.report import OURS, Agreement, Measured, Options, Report, Row
+from core.bench.report import ANOTHER, OURS, Agreement, Measured, Options, Report, Row
 from core.errors import ExitCode, Problem, UserError
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ def _argv(options: Options, model: str | None = None) -> list[str]:
 
 def _setup(peer: str, plan: Plan, folder: Path, options: Options) -> dict[str, Any]:
     """What a peer's process is told, after the same weights were written in a form it reads."""
+    if peer.startswith(ANOTHER):
+        if plan.model.path is None:
+            _write_checkpoint(plan, folder, options.dtype)
+        other = replace(options, compose=(*_without_backend(options.compose), "--backend", peer.removeprefix(ANOTHER)))
+        return {"argv": _argv(other, model=None if plan.model.path else str(folder))}
     if peer == "transformers":
         _write_checkpoint(plan, folder, options.dtype)
         return {"folder": str(folder), "dtype": options.dtype, "threads": options.threads}
@@ -139,6 +145,15 @@ def _setup(peer: str, plan: Plan, folder: Path, options: Options) -> dict[str, A
         "sequences": max(*options.batches, COMPARED),
         "longest": max(options.input_len + options.output_len, options.prefill + 1),
     }
+
+
+def _without_backend(argv: Sequence[str]) -> Iterator[str]:
+    rest = iter(argv)
+    for argument in rest:
+        if argument == "--backend":
+            next(rest, None)
+        elif not argument.startswith("--backend="):
+            yield argument
 
 
 def _write_checkpoint(plan: Plan, folder: Path, dtype: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 OURS = "dovetail"
 PEERS = ("transformers", "llama.cpp")
+ANOTHER = "backend:"  # a peer that is the same composition on the compute backend named behind it
 
 
 @dataclass(frozen=True)

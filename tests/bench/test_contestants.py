@@ -1,6 +1,7 @@
 """The two contestants for real, on a tiny model: they must compute the same, and the measuring must hang together."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_neighbours_change_rounding_at_most(report):
 
 def test_what_computes_is_told(report):
     assert report.versions[OURS]["kernels"].startswith(("native kernels: ", "plain torch"))
+
+
+def test_another_backend_is_a_peer_on_the_same_weights():
+    """Here the very same one, though the composition names it differently."""
+    options = replace(TINY, against=("backend:torch",), compose=("--backend", "torch"), batches=(2,), prefill=0)
+    found = run(options)
+    assert found.agreement["backend:torch"].same_tokens == 1.0
+    assert found.versions["backend:torch"] == found.versions[OURS]
 
 
 def test_everything_is_measured(report):
