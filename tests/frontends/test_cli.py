@@ -135,6 +135,13 @@ def test_a_text_among_the_flags_of_an_own_server():
         assert (options.model, texts, " ".join(flags).replace("=", " ")) == ("demo", ["hi"], "--dtype float32")
 
 
+def test_plugins_as_json(capsys):
+    assert main(["plugins", "--json"]) == ExitCode.OK
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["plugins"]}
+    assert (found["plain"]["state"], found["plain"]["error"]) == ("loaded", "")
+    assert {"kind": "sampler", "name": "standard"}.items() <= found["sampler_standard"]["offers"][0].items()
+
+
 def test_a_command_that_there_is_not(capsys):
     with pytest.raises(SystemExit):
         main(["complet"])
