@@ -73,8 +73,8 @@ class ToolStream(ABC):
 
 
 class ToolParser(ABC):
-    needs_special_tokens: bool = False
-    """Whether the marks of its model are control tokens, which are otherwise left out of the text."""
+    marks: tuple[str, ...] = ()
+    """What it looks for. Where one of them is a control token of the model, these are not left out of the text."""
 
     @abstractmethod
     def stream(self, tools: Sequence[Tool]) -> ToolStream:
@@ -102,8 +102,8 @@ class ReasoningStream(ABC):
 
 
 class ReasoningParser(ABC):
-    needs_special_tokens: bool = False
-    """Whether the marks of its model are control tokens, which are otherwise left out of the text."""
+    marks: tuple[str, ...] = ()
+    """What it looks for. Where one of them is a control token of the model, these are not left out of the text."""
 
     @abstractmethod
     def stream(self, prompt: str) -> ReasoningStream:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from core.errors import RequestError
-from core.interfaces.frontend import Service
+from core.interfaces.frontend import Service, Tokenizer
 from core.interfaces.parsers import CallBegins, CallGrows, Part, Piece, ReasoningParser, Said, Tool, ToolParser
 from core.interfaces.request import Grammar, SamplingParams
 from frontends.openai_http.form import field_of, grammar_of
@@ -64,6 +64,7 @@ class Outline:
     prompt: str = ""  # its end
     grammar: Grammar | None = None
     shows_reasoning: bool = True
+    shows_special: bool = False  # a parser looks for control tokens
     field: str = "grammar"  # whose form it is, for messages about it
 
     @property
@@ -73,9 +74,7 @@ class Outline:
 
     def guided(self, params: SamplingParams) -> SamplingParams:
         """The same parameters with the form of this outline."""
-        parsers = (self.reasoning_parser, self.tool_parser if self.tools else None)
-        special = any(parser is not None and parser.needs_special_tokens for parser in parsers)
-        skips = params.skip_special_tokens and not special
+        skips = params.skip_special_tokens and not self.shows_special
         if params.grammar == self.grammar and skips == params.skip_special_tokens:
             return params
         return msgspec.structs.replace(params, grammar=self.grammar, skip_special_tokens=skips)
@@ -198,7 +197,22 @@ def outline(service: Service, body: ChatBody, prompt: Sequence[int]) -> Outline:
             form = [*before, *(form if form is not None else _parts(grammar, name))]
     if form is not None:
         grammar = Grammar("parts", json.dumps(form))
-    return Outline(tools, several, parser, reasoning, end, grammar, body.include_reasoning is not False, name)
+    marks = (*(parser.marks if tools and parser is not None else ()), *(reasoning.marks if reasoning is not None else ()))
+    return Outline(
+        tools=tools,
+        several=several,
+        tool_parser=parser,
+        reasoning_parser=reasoning,
+        prompt=end,
+        grammar=grammar,
+        shows_reasoning=body.include_reasoning is not False,
+        shows_special=any(_is_control(service.tokenizer, mark) for mark in marks),
+        field=name,
+    )
+
+
+def _is_control(tokenizer: Tokenizer, mark: str) -> bool:
+    return not tokenizer.special_ids.isdisjoint(tokenizer.encode(mark, add_special_tokens=False))
 
 
 def _tool_form(

@@ -11,6 +11,8 @@ LINES = r"\n{0,3}"  # between reasoning and answer, where the answer has a form
 
 
 class Think(ReasoningParser):
+    marks = (START, END)
+
     def __init__(self, *, begins: bool, wrap: tuple[str, str] | None = None) -> None:
         """``begins``: an output begins with reasoning even if neither it nor its prompt says so.
 

@@ -14,6 +14,8 @@ MOST_CALLS = 16  # that a form allows: a small model may not come to an end by i
 
 
 class Tagged(ToolParser):
+    marks = (BEGIN, END)
+
     def stream(self, tools: Sequence[Tool]) -> ToolStream:
         return TaggedStream()
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from core.errors import RequestError
 from frontends.openai_http.app import create_app
 from reasoning_parsers.think import Think
-from tests.frontends.fake_service import FakeService, FakeTemplate
+from tests.frontends.fake_service import BOS, FakeService, FakeTemplate, FakeTokenizer
 from tool_parsers.pythonic import Pythonic
 from tool_parsers.tagged import Tagged
 
@@ -227,6 +227,18 @@ def test_a_prompt_without_thinking_has_an_answer_only():
     assert ask(served).choices[0].message.reasoning_content == "It may not."
     ask(served, response_format={"type": "json_object"}, **fields)
     assert served.requests[-1][2].grammar.kind == "json_object"
+
+
+@pytest.mark.parametrize(("mark", "fields"), [("</think>", {}), ("<tool_call>", {"tools": TOOLS}), ("</s>", {"tools": TOOLS})])
+def test_marks_that_are_control_tokens_stay_in_the_text(mark, fields):
+    class Controls(FakeTokenizer):
+        def encode(self, text, **kwargs):
+            return [BOS] if text == mark else super().encode(text, **kwargs)
+
+    served = service("It may.", reasoning=Think(begins=False))
+    served.tokenizer = Controls()
+    ask(served, **fields)
+    assert served.requests[-1][2].skip_special_tokens is (mark == "</s>")
 
 
 def test_forms_hold_from_the_end_of_the_reasoning_on():
