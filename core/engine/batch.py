@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.engine.guiding import Guide
-from core.engine.rows import Ints, Rows
+from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
 
 
@@ -92,7 +92,8 @@ def sampling_rows(state: Rows, rows: Ints, places: Ints | None = None) -> Sampli
 
 def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
     biased = np.flatnonzero(state.biased[rows])
-    banned = np.flatnonzero(state.length[rows] < state.min_length[rows])
+    early = state.length[rows] < state.min_length[rows]
+    banned = np.flatnonzero(early | state.barred[rows])
     penalized = np.flatnonzero(state.penalized[rows])
     guided = np.flatnonzero(state.guided[rows])
     if not (len(biased) or len(banned) or len(penalized) or len(guided)):
@@ -100,7 +101,9 @@ def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
     biasing, banning, seeing = state.at(rows[biased]), state.at(rows[banned]), state.at(rows[penalized])
     seen = [sequence.seen for sequence in seeing if sequence.seen is not None]
     bias_rows, bias_tokens = _flat(biased, [sequence.bias_tokens for sequence in biasing])
-    banned_rows, banned_tokens = _flat(banned, [sequence.banned for sequence in banning])
+    banned_rows, banned_tokens = _flat(
+        banned, [_banned(state, each, now) for each, now in zip(banning, early[banned], strict=True)]
+    )
     seen_rows, seen_tokens = _flat(penalized, [one.tokens for one in seen])
     return LogitAdjustment(
         bias_rows=bias_rows,
@@ -117,6 +120,14 @@ def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
         masked_rows=guided.astype(np.int32),
         masks=_masks([sequence.guide for sequence in state.at(rows[guided]) if sequence.guide is not None]),
     )
+
+
+def _banned(state: Rows, sequence: Sequence, early: bool) -> NDArray[np.int32]:
+    if sequence.barred is None:
+        return sequence.banned
+    row = sequence.row
+    barred = sequence.barred.tokens(state.tokens[row, sequence.num_prompt : state.length[row]])
+    return np.union1d(barred, sequence.banned) if early else barred
 
 
 def _masks(guides: list[Guide]) -> Callable[[], NDArray[np.uint32]] | None:

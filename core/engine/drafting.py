@@ -34,7 +34,8 @@ class Drafting:
             return numbers
         length = rows.length[decoding]
         room = np.minimum(rows.num_pages[decoding] * rows.page_size, rows.limit[decoding] - 1) - length
-        able = ~rows.penalized[decoding] & ~rows.guided[decoding] & (length >= rows.min_length[decoding]) & (room > 0)
+        alone = ~(rows.penalized[decoding] | rows.guided[decoding] | rows.barred[decoding])
+        able = alone & (length >= rows.min_length[decoding]) & (room > 0)
         for index in np.flatnonzero(able).tolist():
             row, known = int(decoding[index]), int(length[index])
             most = min(proposer.most, int(room[index]), budget)

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from core.engine.barring import Barred
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
@@ -243,6 +244,7 @@ class Engine:
             bias_values=np.array(list(params.logit_bias.values()), np.float32),
             seen=seen,
             guide=self._guide(params),
+            barred=Barred.of(params),
         )
 
     def _guide(self, params: SamplingParams) -> Guide | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.engine.barring import Barred
 from core.engine.guiding import Guide
 from core.engine.penalties import Seen
 from core.interfaces.request import Request
@@ -42,6 +43,7 @@ class Sequence:
     bias_values: NDArray[np.float32]
     seen: Seen | None  # only when penalized
     guide: Guide | None = None  # only when its output has a given form
+    barred: Barred | None = None  # only when there are words it may not say
     row: int = -1  # -1: waits
     num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
     pages_missed: int = 0  # pages it wanted when it last did not fit; 0: it was not tried, or fitted
@@ -82,6 +84,8 @@ class Rows:
         self.penalized: NDArray[np.bool_] = np.zeros(number, np.bool_)
         self.biased: NDArray[np.bool_] = np.zeros(number, np.bool_)
         self.guided: NDArray[np.bool_] = np.zeros(number, np.bool_)
+        self.barred: NDArray[np.bool_] = np.zeros(number, np.bool_)  # something may not be said
+        self.wary: NDArray[np.bool_] = np.zeros(number, np.bool_)  # and what, depends on what has been
         self.sequences: list[Sequence | None] = [None] * number
         # How many rows stop at each token: a token with 0 ends nobody, which settles nearly every token at once.
         self.stop_uses: NDArray[np.int32] = np.zeros(vocab, np.int32)
@@ -131,6 +135,8 @@ class Rows:
         self.penalized[row] = params.penalized
         self.biased[row] = len(sequence.bias_tokens) > 0
         self.guided[row] = sequence.guide is not None
+        self.barred[row] = sequence.barred is not None
+        self.wary[row] = sequence.barred is not None and sequence.barred.follows_tokens
         self.stop_uses[sequence.stop_ids] += 1
         self.sequences[row] = sequence
         sequence.row = row

@@ -110,11 +110,11 @@ class Scheduler:
         """Whether what these rows compute next, or what may come of it, depends on tokens that a step under way will give.
 
         The last token itself is put in its place by the device. But penalties count tokens, the mask of a grammar follows from
-        them, and so do drafts: these steps are prepared when every token is known.
+        them, and so do drafts and the ends of words that may not be said: these steps are prepared when every token is known.
         """
         rows = self._rows
         drafts = self._drafting is not None and self._drafting.wants(len(decoding))
-        return drafts or bool((rows.penalized[decoding] | rows.guided[decoding]).any())
+        return drafts or bool((rows.penalized[decoding] | rows.guided[decoding] | rows.wary[decoding]).any())
 
     def _drafted(self, decoding: Ints) -> tuple[Ints, Ints | None]:
         """Decoding rows, those with drafts last, and the number of each one's; None when nobody has any."""

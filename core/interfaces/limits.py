@@ -55,6 +55,11 @@ class RequestLimits:
         for token in params.stop_token_ids:
             if token >= self.vocab:
                 raise RequestError(self._unknown(token), param="stop_token_ids")
+        for word in params.bad_words:
+            if max(word) >= self.vocab:
+                raise RequestError(self._unknown(max(word)), param="bad_words")
+        if len({word[0] for word in params.bad_words if len(word) == 1}) >= self.vocab:
+            raise RequestError("bad_words leaves no token to say", param="bad_words")
         for token in params.logit_bias:
             if token >= self.vocab:
                 raise RequestError(self._unknown(token), param="logit_bias")

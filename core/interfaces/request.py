@@ -7,6 +7,7 @@ where they are made.
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,8 @@ from core.errors import RequestError
 
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 1024
+MAX_BAD_WORD = 64  # tokens
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "parts"]
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -43,7 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ``stop`` strings end generation when they appear in the *text*; they are removed from it unless
     ``include_stop_str_in_output``. A stop token id or eos ends generation and is not part of the text.
     Before ``min_tokens`` tokens neither eos nor a stop token id can be sampled, nor a stop string matched.
-    ``logit_bias`` is added to the raw logits. ``n`` asks for n independent continuations. ``grammar``: the output's form.
+    ``bad_words``: sequences of tokens that the output never has. ``logit_bias`` is added to the raw logits. ``n`` asks for n
+    independent continuations. ``grammar``: the output's form.
 
     :raises RequestError: with ``param`` naming the field.
     """
@@ -65,6 +69,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     logprobs: int | None = None
     logit_bias: dict[int, float] = {}
+    bad_words: tuple[tuple[int, ...], ...] = ()
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
 
@@ -106,6 +111,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for token in self.stop_token_ids:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
                 raise RequestError(f"{token!r} is not a token id", param="stop_token_ids")
+        msgspec.structs.force_setattr(self, "bad_words", tuple(map(tuple, self.bad_words)))
+        if len(self.bad_words) > MAX_BAD_WORDS or any(not 0 < len(word) <= MAX_BAD_WORD for word in self.bad_words):
+            raise RequestError(
+                f"bad_words takes at most {MAX_BAD_WORDS} sequences of 1 to {MAX_BAD_WORD} tokens", param="bad_words"
+            )
+        for token in chain.from_iterable(self.bad_words):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
+                raise RequestError(f"{token!r} is not a token id", param="bad_words")
+        if self.bad_words and self.grammar is not None:
+            raise RequestError(
+                "bad_words cannot be had together with a grammar, which may leave nothing else to say", param="bad_words"
+            )
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} entries", param="logit_bias")
         for token, bias in self.logit_bias.items():

@@ -87,7 +87,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await door.reading(read_body(request, ChatBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
-        params = chat_params(body, door.service.card.defaults, door.section.max_logprobs)
+        params = chat_params(body, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
         prompt = await chat_prompt(door, body)
         outlined = outline(door.service, body, prompt)
         params = outlined.guided(params)

@@ -86,7 +86,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def completions(request: Request) -> Response:
         body = await door.reading(read_body(request, CompletionBody, door.section.max_request_bytes))
         model = door.model_named(body.model)
-        params = completion_params(body, door.service.card.defaults, door.section.max_logprobs)
+        params = completion_params(body, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
         given = body.prompt if body.prompt_token_ids is None else [body.prompt_token_ids]
         prompts = [await _token_ids(door, body, prompt) for prompt in given]
         params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))

@@ -132,7 +132,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         chat = _chat(door.service, body, {"stop": body.stop_sequences, **{name: getattr(body, name) for name in kept}})
         check_supported(chat)
         try:
-            params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs)
+            params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
             prompt = await chat_prompt(door, chat)
             outlined = outline(door.service, chat, prompt)
             params = outlined.guided(params)

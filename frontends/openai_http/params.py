@@ -7,13 +7,13 @@ context for a chat.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from core.errors import RequestError
-from core.interfaces.frontend import ModelCard
+from core.interfaces.frontend import ModelCard, Tokenizer
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import SamplingParams
 from frontends.openai_http.form import field_of, grammar_of
@@ -40,17 +40,19 @@ _FIELDS = (
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-def chat_params(body: ChatBody, defaults: Mapping[str, Any], max_logprobs: int) -> SamplingParams:
+def chat_params(body: ChatBody, defaults: Mapping[str, Any], max_logprobs: int, tokenizer: Tokenizer) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     wanted = None
     if body.logprobs:
         wanted = _logprobs("top_logprobs", body.top_logprobs or 0, max_logprobs)
     limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    return _params(body, defaults, limit_field, None, wanted)
+    return _params(body, defaults, tokenizer, limit_field, None, wanted)
 
 
-def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_logprobs: int) -> SamplingParams:
+def completion_params(
+    body: CompletionBody, defaults: Mapping[str, Any], max_logprobs: int, tokenizer: Tokenizer
+) -> SamplingParams:
     if body.suffix:
         raise RequestError(
             "suffix is not supported: this model only continues text", param="suffix", code="unsupported_parameter"
@@ -61,7 +63,7 @@ def completion_params(body: CompletionBody, defaults: Mapping[str, Any], max_log
     if chooses and body.stream:
         raise RequestError("the best of several is known at their end: best_of cannot be streamed", param="best_of")
     wanted = None if body.logprobs is None else _logprobs("logprobs", body.logprobs, max_logprobs)
-    params = _params(body, defaults, "max_tokens", COMPLETION_TOKENS, wanted)
+    params = _params(body, defaults, tokenizer, "max_tokens", COMPLETION_TOKENS, wanted)
     if not chooses:
         return params
     try:
@@ -117,7 +119,12 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
 
 
 def _params(
-    body: GenerationBody, defaults: Mapping[str, Any], limit_field: str, limit: int | None, logprobs: int | None
+    body: GenerationBody,
+    defaults: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    limit_field: str,
+    limit: int | None,
+    logprobs: int | None,
 ) -> SamplingParams:
     fields = {name: defaults[name] for name in _DEFAULTED if defaults.get(name) is not None}
     fields |= {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
@@ -129,11 +136,28 @@ def _params(
             **fields,
             max_tokens=limit if given is None else given,
             logit_bias=_bias(body.logit_bias or {}),
+            bad_words=(*_spellings(body.bad_words or (), tokenizer), *map(tuple, body.bad_words_token_ids or ())),
             logprobs=logprobs,
             grammar=grammar_of(body),
         )
     except RequestError as error:
         raise renamed(error, {"max_tokens": limit_field}) from None
+
+
+def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> set[tuple[int, ...]]:
+    """The tokens of each word at the beginning of a text, behind a space, and in the middle of a word."""
+    found: set[tuple[int, ...]] = set()
+    for word in words:
+        if not word.strip():
+            raise RequestError("each of bad_words must be a word", param="bad_words")
+        for before in ("", " ", "a", "a "):
+            lead = tokenizer.encode(before, add_special_tokens=False) if before else []
+            ids = tokenizer.encode(before + word, add_special_tokens=False)
+            if before == " ":
+                found.add(tuple(ids))
+            elif ids[: len(lead)] == lead and len(ids) > len(lead):
+                found.add(tuple(ids[len(lead) :]))
+    return found
 
 
 def _bias(given: Mapping[str, float]) -> dict[int, float]:

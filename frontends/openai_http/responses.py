@@ -214,7 +214,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         names = {**chat_names(chat), "prompt": "input"} | _NAMES
         try:
-            params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs)
+            params = chat_params(chat, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
             prompt = await chat_prompt(door, chat)
             outlined = outline(door.service, chat, prompt)
             params = outlined.guided(params)

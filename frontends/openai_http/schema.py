@@ -85,6 +85,16 @@ def _tool_choice(value: Any) -> Any:
     raise _wrong('must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}')
 
 
+def _banned_ids(value: Any) -> list[list[int]] | None:
+    """Each a token, or several that may not follow each other."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(each) is int or _token_ids(each) for each in value):
+        raise _wrong("must be a list of token ids, or of lists of them")
+    return [[each] if type(each) is int else each for each in value]
+
+
+BannedIds = Annotated[list[list[int]] | None, BeforeValidator(_banned_ids)]
 Stop = Annotated[list[str] | None, BeforeValidator(_stop)]
 Prompt = Annotated[Any, BeforeValidator(_prompt)]
 Content = Annotated[str | None, BeforeValidator(_content)]
@@ -169,8 +179,6 @@ class GenerationBody(Wire):
     unsupported: ClassVar[frozenset[str]] = frozenset(
         {
             "allowed_token_ids",
-            "bad_words",
-            "bad_words_token_ids",
             "logits_processors",
             "logits_processors_args",
             "truncate_prompt_tokens",
@@ -215,6 +223,8 @@ class GenerationBody(Wire):
     return_token_ids: bool | None = None
     max_streaming_response_tokens: int | None = Field(None, ge=1)
     prompt_logprobs: int | None = None
+    bad_words: list[str] | None = Field(None, max_length=1024)
+    bad_words_token_ids: BannedIds = None
 
     def demands(self) -> Iterator[str]:
         """Names of fields that ask for what this server cannot do."""

@@ -171,3 +171,30 @@ def test_a_best_of_that_cannot_be(fields, told):
 def test_openais_own_fields_that_change_no_answer_are_taken():
     fields = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "x"}
     assert posted(CHAT, {"messages": HELLO, **fields}, FakeService()).json()["choices"][0]["message"]["content"] == ANSWER
+
+
+# --- words that may not be said -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": HELLO}), (COMPLETE, {"prompt": "x"})])
+def test_bad_words_are_told_as_tokens_in_every_spelling(path, asked):
+    service = FakeService()
+    body = {**asked, "bad_words": ["no"], "bad_words_token_ids": [5, [6, 7]]}
+    assert posted(path, body, service).status_code == 200
+    no = tuple(map(ord, "no"))
+    assert set(service.requests[0][2].bad_words) == {no, (32, *no), (5,), (6, 7)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "told"),
+    [
+        ({"bad_words": [" "]}, "bad_words", "each of bad_words must be a word"),
+        ({"bad_words": "no"}, "bad_words", "bad_words: input should be a valid array"),
+        ({"bad_words_token_ids": ["no"]}, "bad_words_token_ids", "bad_words_token_ids: must be a list of token ids, or of"),
+        ({"bad_words_token_ids": [0x110000]}, "bad_words", "1114112 is not a token id of this model"),
+    ],
+)
+def test_bad_words_that_are_none(fields, param, told):
+    refused = posted(CHAT, {"messages": HELLO, **fields}, FakeService()).json()["error"]
+    assert refused["param"] == param
+    assert refused["message"].startswith(told)
