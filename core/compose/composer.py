@@ -15,7 +15,7 @@ from core.compose.composition import Composition, attempt
 from core.compose.facts import show
 from core.compose.first_pass import FirstPass
 from core.compose.hardware import Hardware, known_hardware, this_machine
-from core.compose.plan import Plan
+from core.compose.plan import Choice, Plan
 from core.compose.report import KEY_FACTS
 from core.compose.settings import KIND_SETTINGS, CoreSettings
 from core.compose.vocabulary import Setting, Vocabulary
@@ -79,11 +79,16 @@ class PlanComposer(Composer):
     def plan(self) -> dict[str, Any]:
         plan = self._plan
         kinds = KIND_SETTINGS
+        nothing = [
+            Choice(kind, "none", "", "", plan.origins.get(kinds[kind], "default"))
+            for kind in OPTIONAL_KINDS
+            if plan.chosen(kind) is None
+        ]
         return {
             "model": plan.model.name,
             "choices": [
                 {**dataclasses.asdict(choice), "why": plan.reasons.get(kinds.get(choice.kind, ""), "")}
-                for choice in plan.choices
+                for choice in (*plan.choices, *nothing)
             ],
             "settings": [
                 {"name": name, "value": _shown(value), "origin": plan.origins.get(name, ""), "why": plan.reasons.get(name, "")}

@@ -28,6 +28,8 @@ def test_the_plan_with_origins_and_without_secrets(composer):
     assert "s3cret" not in text
     [choice] = [each for each in plan["choices"] if each["kind"] == "sampler"]
     assert (choice["name"], choice["plugin"], choice["origin"]) == ("standard", "sampler_standard", "default")
+    [choice] = [each for each in plan["choices"] if each["kind"] == "quantizer"]
+    assert (choice["name"], choice["origin"]) == ("none", "default")
     [setting] = [each for each in plan["settings"] if each["name"] == "max_num_seqs"]
     assert setting == {"name": "max_num_seqs", "value": "4", "origin": "--max-num-seqs", "why": ""}
     [key] = [each for each in plan["sections"] if each["name"] == "openai_http.api_key"]
