@@ -10,7 +10,7 @@ import mmap
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 ALIGNMENT = 32  # unless general.alignment says otherwise
 MOST_DIMS = 4
 CHUNK = 1 << 17  # values unpacked at a time
+TOGETHER = 8  # rows given to the package as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,10 @@ class GgufFile:
             mapped: Tensor = raw.view(plain).reshape(at.shape)
             return mapped
         rows = raw.reshape(-1, self._row_bytes(name))
-        values = np.empty((len(rows), at.shape[-1] if at.shape else 1), np.float32)
+        # The package takes sixteen rows at a time, whatever their length: of short ones some are given to it as one.
+        together = gcd(len(rows), TOGETHER)
+        rows = rows.reshape(len(rows) // together, -1)
+        values = np.empty((len(rows), together * (at.shape[-1] if at.shape else 1)), np.float32)
         step = max(1, CHUNK // values.shape[1])  # the package's own temporaries are as large as what it is given
         try:
             for start in range(0, len(rows), step):

@@ -256,10 +256,25 @@ EXPORT void packed_arrange(Packed *address, const uint8_t *from, int64_t row_byt
     team::each(m.number(), [&](int64_t panel) {
         uint8_t *to = m.panels + panel * m.panel_bytes();
         const int64_t first = panel * PANEL, end = first + PANEL, size = m.group ? 2 : 4, group = m.group ? m.group : m.blocks() * BLOCK;
-        const auto code = [&](int64_t row, int64_t column) -> int {
-            if (row >= m.out_features || column >= m.in_features) return int(m.zero());
+        const auto code = [&](int64_t row, int64_t column) -> uint32_t {
+            if (row >= m.out_features || column >= m.in_features) return uint32_t(m.zero());
             const uint8_t *stored = from + row * row_bytes;
             return m.bits == 8 ? stored[column] ^ 128 : stored[column / 2] >> column % 2 * 4 & 15;
+        };
+        const auto four = [&](int64_t row, int64_t column) -> uint32_t { // codes, a byte each
+            uint32_t codes = 0;
+            if (row >= m.out_features || column + 4 > m.in_features) {
+                for (int64_t i = 0; i < 4; ++i) codes |= code(row, column + i) << 8 * i;
+                return codes;
+            }
+            const uint8_t *stored = from + row * row_bytes + column * m.bits / 8;
+            if (m.bits == 8) {
+                memcpy(&codes, stored, 4);
+                return codes ^ 0x80808080;
+            }
+            memcpy(&codes, stored, 2);
+            codes = (codes | codes << 8) & 0x00ff00ff;
+            return (codes | codes << 4) & 0x0f0f0f0f;
         };
         for (int64_t start = 0; start < m.blocks() * BLOCK; start += 4) {
             if (start % group == 0)
@@ -268,9 +283,10 @@ EXPORT void packed_arrange(Packed *address, const uint8_t *from, int64_t row_byt
                     if (row < m.out_features) memcpy(to, scales + (row * m.groups() + start / group) * size, size);
                 }
             if (m.bits == 4 && start % 8) continue; // is with the four before
-            for (int64_t row = first; row < end; ++row)
-                for (int64_t column = start; column < start + 4; ++column)
-                    *to++ = uint8_t(m.bits == 8 ? code(row, column) : code(row, column) | code(row, column + 4) << 4);
+            for (int64_t row = first; row < end; ++row, to += 4) {
+                const uint32_t codes = m.bits == 8 ? four(row, start) : four(row, start) | four(row, start + 4) << 4;
+                memcpy(to, &codes, 4);
+            }
         }
     });
 }
