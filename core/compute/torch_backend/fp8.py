@@ -30,15 +30,15 @@ Product = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
 class BlockFp8Linear(TorchLinear):
     def __init__(self, role: Role, packed: Packed, device: torch.device, product: Product, how: str = "") -> None:
-        self._codes, self._scale = (borrowed(packed.arrays[key]).to(device, copy=True) for key in ("codes", "scale"))
+        self.codes, self.scale = (borrowed(packed.arrays[key]).to(device, copy=True) for key in ("codes", "scale"))
         self._product = product
         super().__init__(role, packed.shape, packed.nbytes, f"e4m3 in blocks of {BLOCK}, activations e4m3 by token{how}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x, self._codes, self._scale, x.dtype)
+        return self._product(x, self.codes, self.scale, x.dtype)
 
     def logits(self, x: Tensor) -> Tensor:
-        return self._product(x, self._codes, self._scale, torch.float32)
+        return self._product(x, self.codes, self.scale, torch.float32)
 
 
 def fp8_block(role: Role, packed: Packed, target: Target) -> TorchLinear:

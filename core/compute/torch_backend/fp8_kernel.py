@@ -14,6 +14,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from core.compute.torch_backend import fp8
+from core.compute.torch_backend.triton.eight import nearest
 
 BLOCK = tl.constexpr(fp8.BLOCK)
 SHARE = tl.constexpr(1 / fp8.LARGEST)
@@ -69,14 +70,10 @@ def _quantize(x, stride, codes, scales, columns, groups, COUNT: tl.constexpr):
 
 @triton.jit
 def _to_e4m3(x):
-    """The nearest, the even one of two, of numbers up to 448.
-
-    Converting alone is not enough: for capability 8.9 Triton goes by way of float16, which rounds twice, and its interpreter
+    """Converting alone is not enough: for capability 8.9 Triton goes by way of float16, which rounds twice, and its interpreter
     rounds in another way.
     """
-    exponent = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)  # smaller ones share the steps of 2**-6
-    magic = (((exponent + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)  # its last bit is worth a step
-    return ((x + magic) - magic).to(tl.float8e4nv)
+    return nearest(x).to(tl.float8e4nv)
 
 
 @triton.jit

@@ -29,8 +29,18 @@ def bound(x):
 
 
 @triton.jit
-def await_kernel_before(OVERLAP: tl.constexpr):
-    """Nothing that another kernel writes may be read, or written, before this. The kernel behind may be placed now."""
+def let_kernel_behind_start(OVERLAP: tl.constexpr):
+    """First of all: its programs are placed where there is room, and may ask for what no kernel of this step writes."""
     if OVERLAP:
         gdc_launch_dependents()
+
+
+@triton.jit
+def await_kernel_before(OVERLAP: tl.constexpr):
+    """Nothing that a kernel of this step writes may be read, and nothing may be written, before this.
+
+    Every program of a kernel that is placed early has to come by here: so whoever waits for the kernel before has waited for
+    all before that one.
+    """
+    if OVERLAP:
         gdc_wait()

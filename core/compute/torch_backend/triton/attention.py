@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc,assignment"
 """Attention over pages: page tables and lengths are read on the device, sums run over blocks of keys and are never stored.
 
 All query heads of a kv head are rows of one program, so that a key is read once for them all. A sequence that decodes is
@@ -15,14 +15,15 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from core.compute.torch_backend.triton.arithmetic import await_kernel_before, bound, multiply
+from core.compute.torch_backend.triton.arithmetic import await_kernel_before, bound, let_kernel_behind_start, multiply
 from core.compute.torch_backend.triton.step import Step
 from core.interfaces.model import DecoderSpec
 
 ROWS = 16  # the fewest of a tensor core's tile
 TILE_ROWS = {2: 128, 4: 32}  # of a block of queries, the heads of a kv head included, by the bytes of a value
-SHORTEST = 128  # keys that are worth a program of their own
+FEW = 32  # sequences: of more, one after the other is read without waiting
 MOST_SPLITS = 64
+KEYS = 64  # at a time
 ARRIVALS = 1 << 16  # counters: a sequence's kv head takes one
 
 
@@ -35,11 +36,14 @@ def queries_in_tile(spec: DecoderSpec, dtype: torch.dtype) -> int:
     return max(1, TILE_ROWS[dtype.itemsize] // rows_of(spec.num_heads // spec.num_kv_heads))
 
 
-def splits_of(pairs: int, longest: int, programs: int) -> int:
-    """Among how many programs each of ``pairs`` (sequence, kv head) is divided, when about ``programs`` fill the device."""
+def splits_of(pairs: int, longest: int, shortest: int, programs: int) -> int:
+    """Among how many programs each of ``pairs`` (sequence, kv head) is divided, when about ``programs`` fill the device.
+
+    ``shortest``: keys that are worth a program of their own.
+    """
     if pairs > ARRIVALS:
         return 1
-    return max(1, min(programs // pairs, -(-longest // SHORTEST), MOST_SPLITS))
+    return max(1, min(programs // pairs, -(-longest // shortest), MOST_SPLITS))
 
 
 class Attention:
@@ -59,8 +63,10 @@ class Attention:
 
     def _decodes(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec, out: Tensor) -> None:
         sequences, page = step.layout.decodes, keys.shape[1]
-        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, self._programs)
-        overlap = self._overlap and step.layout.tokens == 1
+        few = sequences <= FEW
+        shortest = KEYS if few else 2 * KEYS
+        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, shortest, self._programs)
+        overlap = self._overlap and few and not step.layout.prompts
         mixed, scores = out, out
         if splits > 1:
             shape = (sequences, spec.num_kv_heads, splits, spec.num_heads // spec.num_kv_heads)
@@ -80,10 +86,11 @@ class Attention:
             SCALE=_scale(spec),
             **_constants(spec, page),
             ROWS=max(ROWS, rows_of(spec.num_heads // spec.num_kv_heads)),
-            FEWEST=SHORTEST,
-            KEYS=64,
+            FEWEST=shortest,
+            KEYS=KEYS,
+            TOGETHER=4,
             OVERLAP=overlap,
-            num_warps=4,
+            num_warps=8 if few else 4,
             num_stages=2,
             launch_pdl=overlap,
         )
@@ -127,34 +134,45 @@ def _constants(spec: DecoderSpec, page: int) -> dict[str, int]:
 
 
 @triton.jit
+def _slots(table, places, is_key, PAGE: tl.constexpr):
+    page = tl.load(table + places // PAGE, mask=is_key, other=0)
+    return page.to(tl.int64) * PAGE + places % PAGE
+
+
+@triton.jit
+def _attend(q, k, v, is_seen, best, total, mixed, SCALE: tl.constexpr):
+    """A block of keys: ``is_seen`` [queries or 1, KEYS]."""
+    scores = multiply(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32)) * SCALE
+    scores = tl.where(is_seen, scores, float("-inf"))
+    highest = tl.maximum(best, tl.max(scores, 1))
+    weights = tl.exp2(scores - highest[:, None])
+    shrink = tl.exp2(best - highest)
+    total = total * shrink + tl.sum(weights, 1)
+    return highest, total, multiply(weights.to(v.dtype), v, mixed * shrink[:, None])
+
+
+@triton.jit
 def _absorb(q, keys, values, table, places, seen, last, best, total, mixed, kv_head, SCALE: tl.constexpr,
             PAGE: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """A block of keys: ``places`` [KEYS] in the sequence, below ``last``; a query sees them up to its ``seen`` [rows]."""
     dims = tl.arange(0, WIDE)
     is_key = places < last
-    page = tl.load(table + places // PAGE, mask=is_key, other=0)
-    slot = page.to(tl.int64) * PAGE + places % PAGE
+    slot = _slots(table, places, is_key, PAGE)
     where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
     # What is masked may be anything, a NaN too, and must not be read.
     mask = is_key[:, None] & (dims < DIM)[None, :]
     k = tl.load(keys + where, mask=mask, other=0.0)
-    scores = multiply(q, tl.trans(k), tl.zeros([q.shape[0], places.shape[0]], tl.float32)) * SCALE
-    scores = tl.where(is_key[None, :] & (places[None, :] <= seen[:, None]), scores, float("-inf"))
     v = tl.load(values + where, mask=mask, other=0.0)
-    highest = tl.maximum(best, tl.max(scores, 1))
-    weights = tl.exp2(scores - highest[:, None])
-    shrink = tl.exp2(best - highest)
-    total = total * shrink + tl.sum(weights, 1)
-    mixed = multiply(weights.to(v.dtype), v, mixed * shrink[:, None])
-    return highest, total, mixed
+    is_seen = is_key[None, :] & (places[None, :] <= seen[:, None])
+    return _attend(q, k, v, is_seen, best, total, mixed, SCALE)
 
 
 @triton.jit
 def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arrivals, pages,
             SCALE: tl.constexpr, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-            WIDE: tl.constexpr, ROWS: tl.constexpr, FEWEST: tl.constexpr, KEYS: tl.constexpr,
+            WIDE: tl.constexpr, ROWS: tl.constexpr, FEWEST: tl.constexpr, KEYS: tl.constexpr, TOGETHER: tl.constexpr,
             OVERLAP: tl.constexpr):  # fmt: skip
-    await_kernel_before(OVERLAP)
+    let_kernel_behind_start(OVERLAP)
     sequence = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -162,22 +180,38 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
     splits = tl.num_programs(2)
     chunk = tl.maximum(tl.cdiv(tl.cdiv(length, splits), KEYS) * KEYS, FEWEST)
     first = split * chunk
+    last = tl.minimum(first + chunk, length)
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, WIDE)
-    mask = (rows < GROUP)[:, None] & (dims < DIM)[None, :]
+    is_dim = (dims < DIM)[None, :]
+    mask = (rows < GROUP)[:, None] & is_dim
     pair = sequence.to(tl.int64) * KV_HEADS + kv_head
     own = pair * GROUP * DIM + rows[:, None] * DIM + dims[None, :]
+    table = tables + sequence.to(tl.int64) * pages
+    # This step writes the newest key, and earlier steps all others, which may be read at once.
+    places = first + tl.arange(0, KEYS)
+    is_old = places < tl.minimum(last, length - 1)
+    is_newest = (places == length - 1)[:, None] & is_dim
+    slot = _slots(table, places, places < last, PAGE)
+    where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
+    k = tl.load(keys + where, mask=is_old[:, None] & is_dim, other=0.0)
+    v = tl.load(values + where, mask=is_old[:, None] & is_dim, other=0.0)
+    await_kernel_before(OVERLAP)
     # Of a sequence that is left over, the first split says zeros; splits behind the end say nothing.
     if first < tl.maximum(length, 1 - split):
-        last = tl.minimum(first + chunk, length)
         wanted = tl.load(q + own, mask=mask, other=0.0)
+        if (length > first) & (length <= first + KEYS):
+            k = tl.where(is_newest, tl.load(keys + where, mask=is_newest, other=0.0), k)
+            v = tl.where(is_newest, tl.load(values + where, mask=is_newest, other=0.0), v)
         best = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         mixed = tl.zeros([ROWS, WIDE], tl.float32)
+        if length > 0:
+            best, total, mixed = _attend(wanted, k, v, (places < last)[None, :], best, total, mixed, SCALE)
         seen = tl.full([ROWS], 0, tl.int32) + last
-        for start in range(bound(first), bound(last), KEYS):
+        for start in range(bound(first + KEYS), bound(last), KEYS):
             best, total, mixed = _absorb(
-                wanted, keys, values, tables + sequence.to(tl.int64) * pages, start + tl.arange(0, KEYS), seen, last,
+                wanted, keys, values, table, start + tl.arange(0, KEYS), seen, last,
                 best, total, mixed, kv_head, SCALE, PAGE, KV_HEADS, DIM, WIDE,
             )  # fmt: skip
         parts = tl.cdiv(length, chunk)
@@ -195,19 +229,27 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
                 best = tl.full([ROWS], float("-inf"), tl.float32)
                 total = tl.zeros([ROWS], tl.float32)
                 mixed = tl.zeros([ROWS, WIDE], tl.float32)
-                for number in range(0, bound(parts)):  # in their order: sums do not depend on who ended first
-                    part = (pair * splits + number) * GROUP + rows
-                    peak = tl.load(score_parts + 2 * part, mask=rows < GROUP, other=0.0, cache_modifier=".cg")
-                    weight = tl.load(score_parts + 2 * part + 1, mask=rows < GROUP, other=1.0, cache_modifier=".cg")
-                    place = mixed_parts + part[:, None] * DIM + dims[None, :]
-                    more = tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
-                    highest = tl.maximum(best, peak)
-                    shrink = tl.exp2(best - highest)
-                    grow = tl.exp2(peak - highest)
-                    total = total * shrink + weight * grow
-                    mixed = mixed * shrink[:, None] + more * grow[:, None]
+                for begin in range(0, bound(parts), TOGETHER):  # in their order: sums do not depend on who ended first
+                    peaks, weights, more, highest = (), (), (), best
+                    for number in tl.static_range(TOGETHER):  # asked for together, one answer is waited for
+                        of_part = (pair * splits + begin + number) * GROUP + rows
+                        is_part = (rows < GROUP) & (begin + number < parts)
+                        peak = tl.load(score_parts + 2 * of_part, mask=is_part, other=float("-inf"), cache_modifier=".cg")
+                        weight = tl.load(score_parts + 2 * of_part + 1, mask=is_part, other=0.0, cache_modifier=".cg")
+                        place = mixed_parts + of_part[:, None] * DIM + dims[None, :]
+                        sums = tl.load(place, mask=is_part[:, None] & is_dim, other=0.0, cache_modifier=".cg")
+                        peaks, weights, more = peaks + (peak,), weights + (weight,), more + (sums,)  # noqa: RUF005
+                        highest = tl.maximum(highest, peak)
+                    level = tl.where(rows < GROUP, highest, 0.0)  # rows that are no heads have no peak
+                    shrink = tl.exp2(best - level)
+                    total *= shrink
+                    mixed *= shrink[:, None]
+                    for number in tl.static_range(TOGETHER):
+                        grow = tl.exp2(peaks[number] - level)
+                        total += weights[number] * grow
+                        mixed += more[number] * grow[:, None]
                     best = highest
-                tl.store(out + own, mixed / total[:, None], mask=mask)
+                tl.store(out + own, mixed / tl.where(total > 0.0, total, 1.0)[:, None], mask=mask)
                 tl.store(arrivals + pair, 0)
 
 

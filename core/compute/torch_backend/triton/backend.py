@@ -12,10 +12,13 @@ from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
+from core.compute.torch_backend.fp8 import BLOCK, BlockFp8Linear
 from core.compute.torch_backend.linear import DenseLinear, QuantizedKernel, Target, TorchLinear
 from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
+from core.compute.torch_backend.triton.eight import block_tile, by_block
 from core.compute.torch_backend.triton.gate import gated
+from core.compute.torch_backend.triton.norm import normed
 from core.compute.torch_backend.triton.packed import Reading, TiledLinear, plain_tile, readable
 from core.compute.torch_backend.triton.rope import rotate_and_write
 from core.compute.torch_backend.triton.static import TritonStaticStep, follow
@@ -51,8 +54,8 @@ class TritonBackend(TorchBackend):
     """A decode step is a pure function of its ``Step``'s buffer, the weights and the pages: it may be recorded and replayed."""
 
     def __init__(self, device: str, dtype: DType, threads: int = 0, overlap: bool = False) -> None:
-        """``overlap``: in steps of one token, a kernel's programs are placed, and its weights fetched, while the kernel before
-        ends. Steps of more have enough to do; programs that wait would only be in the way.
+        """``overlap``: a kernel's programs are placed, and what no kernel of a step writes is fetched, while the kernel before
+        ends.
         """
         super().__init__(device, dtype, threads)
         self._target = RowMajor(self._target.device, self._target.dtype)
@@ -85,7 +88,7 @@ class TritonBackend(TorchBackend):
         few = self._tiles(weight, len(hidden))
         if few is not None:
             return few_rows.qkv(hidden, norm.weight, norm.eps, few[0], kv, layer, step, few[1])
-        return rotate_and_write(weight(norm(hidden)), kv, layer, step)
+        return rotate_and_write(weight(normed(hidden, norm.weight, norm.eps)), kv, layer, step)
 
     def attention(self, q: Tensor, kv: KVCache, layer: int, step: Step) -> Tensor:  # type: ignore[override]
         assert isinstance(kv, PagedKV)
@@ -106,7 +109,7 @@ class TritonBackend(TorchBackend):
         few = self._tiles(weight, len(hidden))
         if few is not None:
             return few_rows.gate_up(hidden, norm.weight, norm.eps, few[0], few[1])
-        return gated(weight(norm(hidden)))
+        return gated(weight(normed(hidden, norm.weight, norm.eps)))
 
     def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step) -> Tensor:  # type: ignore[override]
         few = self._tiles(head, step.num_logits)
@@ -117,14 +120,26 @@ class TritonBackend(TorchBackend):
 
     def _tiles(self, linear: Linear, tokens: int) -> tuple[Reading, Tiling] | None:
         """How to read the weight and to divide it, where there are kernels for this linear and so few tokens."""
-        if not isinstance(linear, DenseLinear | TiledLinear) or not tokens:
+        reading = reading_of(linear)
+        if reading is None or not tokens:
             return None
-        packed = isinstance(linear, TiledLinear)
-        way = tiling(linear.role, tokens, linear.in_features, packed=packed)
-        if way is None:
-            return None
-        if isinstance(linear, TiledLinear):
-            reading = linear.reading
-        else:
-            reading = Reading(linear.weight, linear.weight, (linear.out_features, linear.in_features), plain_tile)
-        return reading, replace(way, overlap=self._overlap and tokens == 1)
+        way = tiling(linear.role, tokens, linear.in_features, format_of(linear), self._target.dtype.itemsize)
+        return None if way is None else (reading, way if self._overlap else replace(way, overlap=False))
+
+
+def format_of(linear: Linear) -> str:
+    """As ``tiling`` knows it."""
+    if isinstance(linear, BlockFp8Linear):
+        return "fp8"
+    if isinstance(linear, TiledLinear):
+        return "4" if 8 * linear.nbytes < 6 * linear.out_features * linear.in_features else "8"
+    return "16"
+
+
+def reading_of(linear: Linear) -> Reading | None:
+    if isinstance(linear, TiledLinear):
+        return linear.reading
+    shape = (linear.out_features, linear.in_features)
+    if isinstance(linear, BlockFp8Linear):
+        return Reading(linear.codes, linear.scale, shape, block_tile, BLOCK, by_block)
+    return Reading(linear.weight, linear.weight, shape, plain_tile) if isinstance(linear, DenseLinear) else None

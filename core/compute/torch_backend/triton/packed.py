@@ -25,12 +25,14 @@ OUTPUTS, COLUMNS = 16, 256  # that a program unpacks
 
 
 class Reading:
-    """How kernels read a weight: two arrays, the tile function, and its group."""
+    """How kernels read a weight: two arrays, the tile function, its group, and what rounds activations, if anything does."""
 
-    def __init__(self, first: Tensor, second: Tensor, shape: tuple[int, int], tile: Any, group: int = 0) -> None:
+    def __init__(
+        self, first: Tensor, second: Tensor, shape: tuple[int, int], tile: Any, group: int = 0, rounding: Any = None
+    ) -> None:
         self.arrays = (first, second)
         self.outputs, self.columns = shape
-        self.constants = {"TILE": tile, "GROUP": group, "IN": shape[1]}
+        self.constants = {"TILE": tile, "GROUP": group, "IN": shape[1], "ROUND": rounding}
 
 
 class TiledLinear(TorchLinear):
@@ -52,7 +54,10 @@ class TiledLinear(TorchLinear):
         out = torch.empty((self.out_features, self.in_features), dtype=dtype, device=self.reading.arrays[0].device)
         grid = triton.cdiv(self.out_features, OUTPUTS), triton.cdiv(self.in_features, COLUMNS)
         columns = min(COLUMNS, power_of_two(self.in_features))
-        _unpack[grid](*self.reading.arrays, out, self.out_features, OUTPUTS=OUTPUTS, COLUMNS=columns, **self.reading.constants)
+        _unpack[grid](
+            *self.reading.arrays, out, self.out_features, OUTPUTS=OUTPUTS, COLUMNS=columns,
+            **{name: self.reading.constants[name] for name in ("TILE", "GROUP", "IN")},
+        )  # fmt: skip
         return out
 
 

@@ -1,68 +1,80 @@
-"""How a projection of a few tokens is divided among programs: the fastest of what was tried on an H100, in bfloat16."""
+"""How a projection of a few tokens is divided among programs: data (``sm_90.toml``), and what fits other widths to it."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from core.interfaces.model import Role
+
+TILE = 16  # the fewest tokens that tensor cores multiply
+LANES = 32
+WARPS = 8  # of a program, at most
+HELD = 128  # registers of a lane that may be full of weights
 
 
 @dataclass(frozen=True)
 class Tiling:
     """A program takes ``outputs`` rows of the weight (pairs of rows, for qkv and gate_up) and ``columns`` at a time."""
 
-    rows: int  # room for tokens: a power of two
+    rows: int  # room for tokens, a power of two; of tensor cores' tiles there may be several
     outputs: int
     columns: int
     dot: bool  # by tensor cores, rather than as sums of products
     warps: int = 4
     stages: int = 2
     overlap: bool = False
+    held: bool = False  # by tensor cores, with all of its weights in registers, a part of the columns to each warp
+    early: bool = False  # packed weights become 16-bit values while the token is awaited
+
+    def grid(self, outputs: int, tokens: int) -> tuple[int, int]:
+        return -(-outputs // self.outputs), -(-tokens // self.rows)
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {"ROWS": self.rows, "OUTPUTS": self.outputs, "COLUMNS": self.columns, "DOT": self.dot, "OVERLAP": self.overlap}
+        sizes = {"ROWS": self.rows, "OUTPUTS": self.outputs, "COLUMNS": self.columns}
+        parts = self.warps if self.held else 0
+        return sizes | {"DOT": self.dot, "PARTS": parts, "OVERLAP": self.overlap, "EARLY": self.early}
 
     @property
     def options(self) -> dict[str, Any]:
         return {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": self.overlap}
 
 
-MOST_ROWS = 16  # of a tensor core's tile; for more tokens cuBLAS is as fast
-MOST_COLUMNS = 4096  # that a program holds at once
-LANES = 32
+def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int = 2) -> Tiling | None:
+    """None: too many tokens. ``format``: the bits of a weight as a number, or "fp8"; ``columns``: of the weight.
 
-SUMS: dict[Role, dict[int, tuple[int, int]]] = {
-    "qkv": {1: (2, 2), 2: (2, 4), 4: (2, 4)},
-    "o": {1: (8, 8), 2: (8, 4), 4: (8, 4)},
-    "gate_up": {1: (8, 4)},
-    "down": {1: (4, 4), 2: (4, 4), 4: (4, 4)},
-    "head": {1: (16, 4)},
-}
-"""By what is projected and for how many tokens: outputs and warps of programs that add up products, all columns at once."""
-DOTS: dict[Role, tuple[int, int, int, int]] = {
-    "qkv": (16, 256, 4, 3),
-    "o": (8, 256, 1, 3),
-    "gate_up": (32, 256, 4, 3),
-    "down": (8, 256, 1, 3),
-    "head": (32, 256, 4, 3),
-}
-"""Outputs, columns, warps and stages where tensor cores do it."""
-PACKED = (4, 8)
-"""Outputs and warps of up to 8 tokens where weights are packed: on their way to tensor cores they would be unpacked slowly."""
-
-
-def tiling(role: Role, tokens: int, columns: int, *, packed: bool = False) -> Tiling | None:
-    """None: too many tokens. ``columns``: of the weight; ``packed``: whether it is."""
-    if tokens > MOST_ROWS:
+    ``value_bytes``: of activations.
+    """
+    table = ways()[format][role]
+    most = min((int(key) for key in table if key.isdigit() and int(key) >= tokens), default=None)
+    if most is None:
         return None
-    rows, whole = power_of_two(tokens), power_of_two(columns)
-    sums = SUMS[role].get(rows, PACKED if packed and rows < MOST_ROWS else None)
-    if sums is not None and whole <= MOST_COLUMNS:
-        return Tiling(rows, sums[0], max(LANES, whole), dot=False, warps=sums[1])
-    outputs, width, warps, stages = DOTS[role]
-    return Tiling(MOST_ROWS, outputs, min(width, max(LANES, whole)), dot=True, warps=warps, stages=stages)
+    row = table[str(most)]
+    if row["way"] == "read":
+        take = min(row["take"], max(LANES, power_of_two(columns)))
+        return Tiling(TILE, row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"])
+    held, outputs, warps = row["way"] == "held", row["outputs"], row["warps"]
+    pairs = 2 if role in ("qkv", "gate_up") else 1
+    while outputs * columns > row["outputs"] * table["columns"] and outputs > (8 if held else 1):
+        outputs //= 2
+    while outputs * pairs * columns * value_bytes > 4 * HELD * LANES * warps and warps < WARPS:
+        warps *= 2
+    take = min(row["take"] * warps // row["warps"], power_of_two(columns))
+    if outputs * pairs * columns * value_bytes > 4 * HELD * LANES * warps or (held and value_bytes > 2):
+        return Tiling(TILE, 16, min(128, max(LANES, power_of_two(columns))), dot=True, warps=4, stages=3)
+    early = row.get("early", False) and value_bytes == 2
+    if held:
+        return Tiling(TILE, outputs, max(TILE * warps, take), dot=True, warps=warps, overlap=True, held=True)
+    return Tiling(power_of_two(tokens), outputs, max(LANES, take), dot=False, warps=warps, overlap=True, early=early)
+
+
+@cache
+def ways() -> dict[str, dict[str, dict[str, Any]]]:
+    return tomllib.loads(Path(__file__).with_name("sm_90.toml").read_text())
 
 
 def power_of_two(number: int) -> int:

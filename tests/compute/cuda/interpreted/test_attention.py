@@ -67,7 +67,7 @@ def test_prompts_prefixes_and_decodes(dtype, page_size, heads, kv_heads, head_di
 
 
 def test_the_longest_context_is_divided_among_programs_and_the_order_they_end_in_does_not_matter():
-    assert splits_of(2, 1000, 24) == 8
+    assert splits_of(2, 1000, 64, 24) == 12
     spec = tiny_spec(num_layers=1)
     sequences = Sequences(spec, torch.float32, 16)
     sequences.run({0: 290, 1: 130})
@@ -77,7 +77,7 @@ def test_the_longest_context_is_divided_among_programs_and_the_order_they_end_in
 
 @pytest.mark.parametrize(
     ("pairs", "longest", "splits"),
-    [(2, 64, 1), (2, 129, 2), (2, 1 << 20, 64), (200, 4096, 1), (64, 4096, 4), (1 << 17, 99, 1)],
+    [(2, 64, 1), (2, 129, 3), (2, 1 << 20, 64), (200, 4096, 1), (64, 4096, 4), (1 << 17, 99, 1)],
 )
 def test_how_many_programs_share_a_context(pairs, longest, splits):
-    assert splits_of(pairs, longest, 264) == splits
+    assert splits_of(pairs, longest, 64, 264) == splits

@@ -10,6 +10,7 @@ from core.interfaces.graph import StepShape
 from core.models.decoder import Decoder
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
 
+pytestmark = pytest.mark.usefixtures("few_programs")
 FIELDS = ("token_ids", "positions", "slots", "context_lens", "query_starts")
 
 
