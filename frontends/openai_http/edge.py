@@ -22,7 +22,7 @@ _SHOWN_PATH = 200  # characters
 
 def named(record: logging.LogRecord) -> bool:
     """A log's filter that drops nothing: records of a request carry its id."""
-    if current := request_id.get():
+    if (current := request_id.get()) and not hasattr(record, "request_id"):
         record.request_id = current
     return True
 

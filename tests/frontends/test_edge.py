@@ -65,6 +65,12 @@ def test_the_access_log_has_a_line_an_answer_and_no_prompt(caplog):
     }
 
 
+def test_the_line_has_the_id_that_the_client_was_told(caplog):
+    with caplog.at_level(logging.INFO, "dovetail.http"):
+        told = posted(COMPLETE, PROMPT, FakeService(), access_log=True).headers["x-request-id"]
+    assert [record.request_id for record in caplog.records if record.levelno == logging.INFO] == [told]
+
+
 def test_a_json_line_has_its_traceback():
     try:
         raise ValueError("no")
