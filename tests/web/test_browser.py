@@ -272,7 +272,7 @@ def test_cuda_graphs_with_tensor_parallelism_are_refused(opened, url):
     assert page.inner_text("#command").endswith("--graph cuda --tensor-parallel-size 2")
     assert page.locator(".chip.culprit[data-key=graph]").count() == 1
     assert "graph=cuda" in page.url
-    page.wait_for_selector(".chip.conflicts")
+    page.wait_for_selector(".form:not([data-stale]) .chip.conflicts")
     picture(page, "compatibility")
     rule.get_by_role("button", name="Do this: --tensor-parallel-size 1").click()
     page.wait_for_selector("#outcome.good")

@@ -158,6 +158,7 @@ async function judge() {
   const mine = (asking = new AbortController());
   const body = { settings: asked, machine: machine.id, count };
   panel.setAttribute("aria-busy", "true");
+  panel.previousElementSibling.toggleAttribute("data-stale", true); // the form's marks are of what was chosen before
   try {
     verdict(await postJson("dashboard/compose", body, mine.signal));
     panel.setAttribute("aria-busy", "false");
@@ -226,6 +227,7 @@ function clear() {
 }
 
 function marks(neighbours) {
+  panel.previousElementSibling.toggleAttribute("data-stale", false);
   for (const chip of $("view-compatibility").querySelectorAll(".chip[data-key]")) {
     const rules = neighbours[chip.dataset.key]?.[chip.dataset.choice];
     const mark = chip.querySelector(".mark");
