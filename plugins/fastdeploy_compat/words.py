@@ -39,6 +39,7 @@ NO_TELEMETRY = "nothing about this server is ever sent anywhere"
 OUR_LOG = "the log goes to standard error, --log-level says how much"
 TRACES = "traces of requests"
 LOADING = "weights are always streamed in, one at a time, whatever their format"
+EMBEDS_TOO = "one server generates and embeds (/v1/embeddings), and does not rank"
 OTHER_HARDWARE = "it is about hardware that is not run on here"
 OTHER_FORMAT = "this packed format is not offered: --list-plugins shows which are"
 
@@ -61,10 +62,10 @@ FLAGS: tuple[ForeignWord, ...] = (
     # the model
     *_flags("refuses", "the model's config is read from config.json", "--model-config-name", fine=("config.json",)),
     *_flags("refuses", "text is tokenized in the server's own process", "--tokenizer-base-url"),
-    *_flags("refuses", "the model generates, it neither embeds nor ranks", "--task", fine=("generate", "auto")),
-    *_flags("refuses", "the model generates, it neither embeds nor ranks", "--runner", fine=("generate", "auto")),
-    *_flags("refuses", "the model generates, it neither embeds nor ranks", "--convert", fine=("none", "auto")),
-    *_flags("refuses", "the model generates, it neither embeds nor ranks", "--override-pooler-config"),
+    *_flags("refuses", EMBEDS_TOO, "--task", fine=("generate", "embed", "auto")),
+    *_flags("refuses", EMBEDS_TOO, "--runner", fine=("generate", "pooling", "auto")),
+    *_flags("refuses", EMBEDS_TOO, "--convert", fine=("none", "embed", "auto")),
+    *_flags("refuses", "a request to /v1/embeddings says its pooling: last or mean", "--override-pooler-config"),
     *_flags(
         "warns",
         "no step is run before the first request; kernels are tried out while the model loads",
