@@ -44,9 +44,23 @@ class TorchCuda:
                 outcome = launch()
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
-        return graph.replay, outcome
+        tokens = None if outcome.tokens is None else _seen(outcome.tokens)
+        return graph.replay, Outcome(_seen(outcome.logits), tokens, outcome.advanced)
 
     def taken(self) -> int:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return total - free
+
+
+class _Memory:
+    """A place in a recording's memory, seen and not held: what is recorded next may have it too, since one runs at a time."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        kind = {torch.float32: "<f4", torch.int64: "<i8"}[tensor.dtype]
+        place = {"data": (tensor.data_ptr(), False), "shape": tuple(tensor.shape), "typestr": kind, "version": 3}
+        self.__cuda_array_interface__ = place
+
+
+def _seen(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(_Memory(tensor.contiguous()), device=tensor.device)

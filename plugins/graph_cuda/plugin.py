@@ -185,8 +185,8 @@ def register_rules() -> Iterable[RulesOffer]:
         given = {name: facts[OURS + name] for name in GraphSettings.model_fields if facts[OURS + name] is not None}
         settings = {name: facts[f"settings.{name}"] for name in ("max_num_seqs", "max_num_batched_tokens")}
         shapes = sizes_of(GraphSettings.model_validate(given), settings).shapes
-        logits = sum(shape.sequences for shape in shapes) * facts["model.vocab"] * 4
-        return {GRAPH_BYTES.name: OF_ALL + len(shapes) * OF_EACH + logits}
+        logits = max(shape.sequences for shape in shapes) * facts["model.vocab"] * 4  # the others' lie in the same place
+        return {GRAPH_BYTES.name: OF_ALL + 2 * len(shapes) * OF_EACH + logits}  # each also for drawn tokens
 
     yield RulesOffer(name="cuda", summary="what the recorded steps take", facts=(GRAPH_BYTES,), derive=derive)
 

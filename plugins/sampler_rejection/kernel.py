@@ -1,6 +1,6 @@
-# ruff: noqa: ANN001, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
+# ruff: noqa: ANN001, ANN201, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
-"""Dual-pivot rejection as one Triton program a row. It neither waits for the device nor allocates but its output.
+"""Dual-pivot rejection as one Triton program a row, for the rows that ``parts.py`` leaves.
 
 All tokens are in one order: likelier first, equals by their ids. A place in it is a pair (key, id), where the key is the logit
 as an integer that sorts alike; "before (key, id)" is what sorts ahead of that place. ``top_k`` is a place, found by bisection;
@@ -24,10 +24,7 @@ WIDTH = 4096
 
 NEAR = tl.constexpr(1e-5)
 LOWEST_KEY = tl.constexpr(-(2**31))
-
-
-def sample(logits: Tensor, rows: SamplingRows, width: int = WIDTH) -> Tensor:
-    return draw(logits, on_device(rows, logits.device), width)
+LEFT = tl.constexpr(2)
 
 
 def on_device(rows: SamplingRows, device: torch.device) -> SamplingArrays:
@@ -42,30 +39,30 @@ def on_device(rows: SamplingRows, device: torch.device) -> SamplingArrays:
     return SamplingArrays(**floats, top_k=columns["top_k"], positions=columns["positions"], seeds=seeds)
 
 
-def draw(logits: Tensor, rows: SamplingArrays, width: int = WIDTH) -> Tensor:
+def finish(logits: Tensor, rows: SamplingArrays, states: Tensor, tokens: Tensor, width: int = WIDTH) -> None:
+    """Draw the tokens of the rows whose state is ``LEFT``."""
     count, vocab = logits.shape
-    tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
     limits = rows.temperature, rows.top_p, rows.min_p, rows.top_k
     _sample[(count,)](
-        logits, logits.stride(0), *limits, rows.seeds, rows.positions, tokens, vocab, FEWEST=FEWEST, WIDTH=width, num_warps=8
-    )
-    return tokens
+        logits, logits.stride(0), *limits, rows.seeds, rows.positions, states, tokens, VOCAB=vocab, FEWEST=FEWEST, WIDTH=width,
+        num_warps=8,
+    )  # fmt: skip
 
 
 @triton.jit
-def _key(x):
+def key_of(x):
     x = tl.where(x == 0.0, 0.0, x)  # -0 equals 0
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _weight(x, largest, temperature):
+def weight_of(x, largest, temperature):
     return tl.exp((x - largest) / temperature)
 
 
 @triton.jit
-def _uniform(seed, position, number):
+def uniform_of(seed, position, number):
     low = (position & 0xFFFFFFFF).to(tl.uint32)
     high = (position >> 32).to(tl.uint32)
     zero = tl.zeros_like(low)
@@ -99,14 +96,14 @@ def _count_from(row, vocab: tl.constexpr, key, WIDTH: tl.constexpr):
     for start in range(0, vocab, WIDTH):
         ids = start + tl.arange(0, WIDTH)
         x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        count += tl.sum(((_key(x) >= key) & (ids < vocab)).to(tl.int32), 0)
+        count += tl.sum(((key_of(x) >= key) & (ids < vocab)).to(tl.int32), 0)
     return count
 
 
 @triton.jit
 def _top_k_place(row, vocab: tl.constexpr, top_k, largest_key, WIDTH: tl.constexpr):
     """(key, id) before which there are just k tokens."""
-    low = _key(tl.full((), float("-inf"), tl.float32)).to(tl.int64)
+    low = key_of(tl.full((), float("-inf"), tl.float32)).to(tl.int64)
     high = largest_key.to(tl.int64)
     while low < high:  # at least k from low on; from beyond high on, fewer
         middle = low + (high - low + 1) // 2
@@ -119,7 +116,7 @@ def _top_k_place(row, vocab: tl.constexpr, top_k, largest_key, WIDTH: tl.constex
     for start in range(0, vocab, WIDTH):
         ids = start + tl.arange(0, WIDTH)
         x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        equal = ((_key(x) == key) & (ids < vocab)).to(tl.int32)
+        equal = ((key_of(x) == key) & (ids < vocab)).to(tl.int32)
         found = equal * (tl.cumsum(equal, 0) == room).to(tl.int32)
         last = tl.minimum(last, tl.min(tl.where(found > 0, ids + 1, vocab), 0))
         room -= tl.sum(equal, 0)
@@ -134,8 +131,8 @@ def _mass_before(row, vocab: tl.constexpr, largest, temperature, key, place, WID
     for start in range(0, vocab, WIDTH):
         ids = start + tl.arange(0, WIDTH)
         x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        keys = _key(x)
-        weights = _weight(x, largest, temperature).to(tl.float64)
+        keys = key_of(x)
+        weights = weight_of(x, largest, temperature).to(tl.float64)
         greater += tl.sum(tl.where(keys > key, weights, 0.0), 0)
         equal += tl.sum(tl.where((keys == key) & (ids < place), weights, 0.0), 0)
     return greater + equal, greater
@@ -149,7 +146,7 @@ def _exact_mass_before(row, vocab: tl.constexpr, largest, temperature, key, plac
     for start in range(0, vocab, WIDTH):
         ids = start + tl.arange(0, WIDTH)
         x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-        keys = _key(x)
+        keys = key_of(x)
         weights = tl.exp((x.to(tl.float64) - largest.to(tl.float64)) / temperature)
         greater += tl.sum(tl.where(keys > key, weights, 0.0), 0)
         equal += tl.sum(tl.where((keys == key) & (ids < place), weights, 0.0), 0)
@@ -166,8 +163,8 @@ def _invert(row, vocab: tl.constexpr, largest, temperature, key, place, goal, WI
         if token < 0:
             ids = start + tl.arange(0, WIDTH)
             x = tl.load(row + ids, mask=ids < vocab, other=float("-inf"))
-            keys = _key(x)
-            weights = _weight(x, largest, temperature).to(tl.float64)
+            keys = key_of(x)
+            weights = weight_of(x, largest, temperature).to(tl.float64)
             weights = tl.where((keys > key) | ((keys == key) & (ids < place)), weights, 0.0)
             last = tl.maximum(last, tl.max(tl.where(weights > 0.0, ids, 0), 0))
             sums = run + tl.cumsum(weights, 0)
@@ -178,68 +175,69 @@ def _invert(row, vocab: tl.constexpr, largest, temperature, key, place, goal, WI
 
 
 @triton.jit
-def _sample(logits, stride, temperatures, top_ps, min_ps, top_ks, seeds, positions, tokens, vocab: tl.constexpr,
-            FEWEST: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+def _sample(logits, stride, temperatures, top_ps, min_ps, top_ks, seeds, positions, states, tokens,
+            VOCAB: tl.constexpr, FEWEST: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     number = tl.program_id(0)
-    row = logits + number.to(tl.int64) * stride
-    exact_temperature = tl.load(temperatures + number).to(tl.float64)
-    top_p = tl.maximum(tl.load(top_ps + number).to(tl.float64), FEWEST)
-    min_p = tl.minimum(tl.load(min_ps + number).to(tl.float64), 1.0)
-    top_k = tl.load(top_ks + number)
-    seed = tl.load(seeds + number)
-    position = tl.load(positions + number).to(tl.int64)
-    temperature = exact_temperature.to(tl.float32)
+    if tl.load(states + number) == LEFT:
+        row = logits + number.to(tl.int64) * stride
+        exact_temperature = tl.load(temperatures + number).to(tl.float64)
+        top_p = tl.maximum(tl.load(top_ps + number).to(tl.float64), FEWEST)
+        min_p = tl.minimum(tl.load(min_ps + number).to(tl.float64), 1.0)
+        top_k = tl.load(top_ks + number)
+        seed = tl.load(seeds + number)
+        position = tl.load(positions + number).to(tl.int64)
+        temperature = exact_temperature.to(tl.float32)
 
-    largest, token, nan = _row_state(row, vocab, WIDTH)
-    token = tl.where(nan < vocab, nan, token)
-    is_drawn = (exact_temperature > 0.0) & (nan == vocab) & (largest > float("-inf")) & (largest < float("inf"))
-    if is_drawn:
-        key = tl.full((), LOWEST_KEY, tl.int32)
-        place = tl.full((), 0, tl.int32)
-        if (top_k > 0) & (top_k < vocab):
-            key, place = _top_k_place(row, vocab, top_k, _key(largest), WIDTH)
-        first_key = key
-        first_place = place
-        total, _ = _mass_before(row, vocab, largest, temperature, key, place, WIDTH)
-        by_mass = top_p < 1.0
-        goal = tl.where(by_mass, top_p * total, float("inf"))
-        if min_p > 0.0:
-            floor = largest + exact_temperature * tl.log(min_p * (1.0 - NEAR))
-            floor_key = _key(floor.to(tl.float32))
-            if floor_key > key:
-                key = floor_key
-                place = tl.full((), 0, tl.int32)
-        high = tl.full((), 1.0, tl.float64)
-        turn = 0
-        waiting = 1
-        while waiting > 0:
-            left, _ = _mass_before(row, vocab, largest, temperature, key, place, WIDTH)
-            share = _uniform(seed, position, tl.full((), 0, tl.int32) + turn)
-            token = _invert(row, vocab, largest, temperature, key, place, share * left, WIDTH)
-            turn += 1
-            x = tl.load(row + token)
-            pivot = _key(x)
-            own = tl.exp((x.to(tl.float64) - largest.to(tl.float64)) / exact_temperature)
-            before, greater = _mass_before(row, vocab, largest, temperature, pivot, token, WIDTH)
-            limit = goal
-            if by_mass & (tl.abs(before - goal) <= NEAR * goal):
-                exact, _ = _exact_mass_before(row, vocab, largest, exact_temperature, first_key, first_place, WIDTH)
-                limit = top_p * exact
-                before, greater = _exact_mass_before(row, vocab, largest, exact_temperature, pivot, token, WIDTH)
-            too_much = before >= limit
-            if (own >= min_p) & (too_much == 0):
-                waiting = 0
-            if too_much:
-                # All equals of the token go where what is likelier weighs enough by itself, else those behind it.
-                key = pivot
-                place = tl.where(greater >= limit, 0, token).to(tl.int32)
-                middle = (own + high) / 2
-                upper_key = _key((largest + exact_temperature * tl.log(middle)).to(tl.float32))
-                if upper_key > key:
-                    upper, _ = _mass_before(row, vocab, largest, temperature, upper_key, 0, WIDTH)
-                    if upper >= goal * (1.0 + NEAR):
-                        key = upper_key
-                        place = tl.full((), 0, tl.int32)
-                    else:
-                        high = middle
-    tl.store(tokens + number, token.to(tl.int64))
+        largest, token, nan = _row_state(row, VOCAB, WIDTH)
+        token = tl.where(nan < VOCAB, nan, token)
+        is_drawn = (exact_temperature > 0.0) & (nan == VOCAB) & (largest > float("-inf")) & (largest < float("inf"))
+        if is_drawn:
+            key = tl.full((), LOWEST_KEY, tl.int32)
+            place = tl.full((), 0, tl.int32)
+            if (top_k > 0) & (top_k < VOCAB):
+                key, place = _top_k_place(row, VOCAB, top_k, key_of(largest), WIDTH)
+            first_key = key
+            first_place = place
+            total, _ = _mass_before(row, VOCAB, largest, temperature, key, place, WIDTH)
+            by_mass = top_p < 1.0
+            goal = tl.where(by_mass, top_p * total, float("inf"))
+            if min_p > 0.0:
+                floor = largest + exact_temperature * tl.log(min_p * (1.0 - NEAR))
+                floor_key = key_of(floor.to(tl.float32))
+                if floor_key > key:
+                    key = floor_key
+                    place = tl.full((), 0, tl.int32)
+            high = tl.full((), 1.0, tl.float64)
+            turn = 0
+            waiting = 1
+            while waiting > 0:
+                left, _ = _mass_before(row, VOCAB, largest, temperature, key, place, WIDTH)
+                share = uniform_of(seed, position, tl.full((), 0, tl.int32) + turn)
+                token = _invert(row, VOCAB, largest, temperature, key, place, share * left, WIDTH)
+                turn += 1
+                x = tl.load(row + token)
+                pivot = key_of(x)
+                own = tl.exp((x.to(tl.float64) - largest.to(tl.float64)) / exact_temperature)
+                before, greater = _mass_before(row, VOCAB, largest, temperature, pivot, token, WIDTH)
+                limit = goal
+                if by_mass & (tl.abs(before - goal) <= NEAR * goal):
+                    exact, _ = _exact_mass_before(row, VOCAB, largest, exact_temperature, first_key, first_place, WIDTH)
+                    limit = top_p * exact
+                    before, greater = _exact_mass_before(row, VOCAB, largest, exact_temperature, pivot, token, WIDTH)
+                too_much = before >= limit
+                if (own >= min_p) & (too_much == 0):
+                    waiting = 0
+                if too_much:
+                    # All equals of the token go where what is likelier weighs enough by itself, else those behind it.
+                    key = pivot
+                    place = tl.where(greater >= limit, 0, token).to(tl.int32)
+                    middle = (own + high) / 2
+                    upper_key = key_of((largest + exact_temperature * tl.log(middle)).to(tl.float32))
+                    if upper_key > key:
+                        upper, _ = _mass_before(row, VOCAB, largest, temperature, upper_key, 0, WIDTH)
+                        if upper >= goal * (1.0 + NEAR):
+                            key = upper_key
+                            place = tl.full((), 0, tl.int32)
+                        else:
+                            high = middle
+        tl.store(tokens + number, token.to(tl.int64))

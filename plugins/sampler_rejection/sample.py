@@ -21,9 +21,10 @@ class RejectionSampler(Sampler):
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
         if logits.is_cuda and self._has_triton:
-            from sampler_rejection.kernel import sample
+            from sampler_rejection.kernel import on_device
+            from sampler_rejection.parts import draw as draw_on_device
 
-            return sample(logits, rows)
+            return draw_on_device(logits, on_device(rows, logits.device))
         tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         greedy = rows.temperature <= 0.0
         if greedy.any():
@@ -40,9 +41,9 @@ class RejectionSampler(Sampler):
     def on_device(self, device: Any) -> Draw | None:
         if not self._has_triton or not str(device).startswith("cuda"):
             return None
-        from sampler_rejection.kernel import draw
+        from sampler_rejection.parts import draw as draw_on_device
 
-        return draw
+        return draw_on_device
 
     def warm(self, vocab: int, device: Any) -> None:
         """Compile the kernel."""

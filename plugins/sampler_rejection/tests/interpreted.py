@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from core.interfaces.compute import SamplingRows
-from sampler_rejection.kernel import sample
+from sampler_rejection.kernel import on_device
+from sampler_rejection.parts import draw
 
 
 def main(given, drawn):
@@ -16,7 +17,8 @@ def main(given, drawn):
         logits = torch.from_numpy(cases["logits"])
     rows = SamplingRows(*columns, logprobs=np.full(len(logits), -1, np.int32))
     # Wide tiles: the interpreter's time is that of numpy calls. More than one all the same.
-    np.save(drawn, sample(logits, rows, width=max(64, min(16384, 1 << (logits.shape[1] // 2).bit_length()))).numpy())
+    width = max(64, min(16384, 1 << (logits.shape[1] // 2).bit_length()))
+    np.save(drawn, draw(logits, on_device(rows, logits.device), width).numpy())
 
 
 main(*sys.argv[1:])

@@ -80,7 +80,7 @@ def test_rows_that_are_not_drawn(tmp_path):
 
 
 def test_it_compiles_for_a_device_that_is_not_there(tmp_path):
-    assert int(child("compiled.py", TRITON_CACHE_DIR=str(tmp_path))) > 0
+    assert child("compiled.py", TRITON_CACHE_DIR=str(tmp_path)).split() == ["True"] * 5
 
 
 @pytest.mark.gpu
