@@ -61,8 +61,8 @@ class Launched(Protocol):
 class StepRunner(Protocol):
     """``core.engine.runner.Runner``, or a test's."""
 
-    ahead: bool  # whether a step is launched before the tokens of the one before have been read
-
+    @property
+    def ahead(self) -> bool: ...  # whether a step is launched before the tokens of the one before have been read
     @property
     def replayed(self) -> int: ...
     def launch(self, batch: StepBatch) -> Launched: ...

@@ -176,7 +176,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a request gained in one step. The last event of a request has a ``finish_reason``; none follows it.
 
     ``token_ids`` holds the tokens sampled since the previous event, a final eos or stop token included
