@@ -32,8 +32,8 @@ RULES = (
     Rule(
         id="paddle-without-fp8",
         when=(Condition("chosen.quantizer", "==", "block_wise_fp8"),),
-        reason="block_wise_fp8 rounds activations as well as weights, by blocks, and PaddlePaddle has no such product: multiplied "
-        "by unpacked weights alone the model would give other numbers",
+        reason="block_wise_fp8 rounds activations as well as weights, by blocks, and PaddlePaddle has no such product: "
+        "multiplied by unpacked weights alone the model would give other numbers",
         remedies=(Remedy("--quantization wint8", {"quantization": "wint8"}), TORCH),
     ),
     Rule(

@@ -116,4 +116,3 @@ def prompts(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]
             keys = stop + behind
             mask = masks.later(stop - start, keys)
             yield Reading(slice(start, stop), 1, stop - start, pages[: -(-keys // page_size)], keys, mask)
-
