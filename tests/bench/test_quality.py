@@ -41,7 +41,7 @@ def test_the_report(capsys):
     assert quality.main(["--model", "random:tiny", "--tokens", "64", "--quantization", "wint8", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tokens read          63"
-    assert lines[-1].startswith("held as              int8 a row, 16-bit activations ")
+    assert lines[-1].startswith("held as              int8 a row, ")
 
 
 def test_a_refused_composition_is_told(capsys):
