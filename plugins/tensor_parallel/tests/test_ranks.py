@@ -51,7 +51,7 @@ def opened(**settings):
     ("ranks", "settings"),
     [
         (2, {"quantization": "wint4", "quant_wint4": {"group_size": 32}, **SMALL_POOL}),
-        (4, {"quantization": "wint8", "enable_prefix_caching": True}),
+        (4, {"quantization": "wint8", "quant_wint8": {"activations": "int16"}, "enable_prefix_caching": True}),
     ],
     ids=["two ranks, wint4, pages swapped out and in", "four ranks for two key/value heads, wint8, prefix caching"],
 )
