@@ -55,7 +55,7 @@ def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int 
         return None
     row = table[str(most)]
     if row["way"] == "read":
-        take = min(row["take"], max(LANES, power_of_two(columns)))
+        take = min(2 * row["take"] // value_bytes, max(LANES, power_of_two(columns)))
         return Tiling(TILE, row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"])
     held, outputs, warps = row["way"] == "held", row["outputs"], row["warps"]
     pairs = 2 if role in ("qkv", "gate_up") else 1
