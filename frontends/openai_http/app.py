@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -29,6 +30,10 @@ from frontends.openai_http.edge import REQUEST_ID, Edge
 from frontends.openai_http.keys import OPEN, Guard, keys_of
 from frontends.openai_http.rates import LimitRates
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.tracing import Trace
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 
 class MetricsApart:
@@ -46,10 +51,13 @@ class MetricsApart:
             await self._app(scope, receive, send)
 
 
-def create_app(service: Service, section: HttpSettings | None = None, metrics_port: int | None = None) -> FastAPI:
+def create_app(
+    service: Service, section: HttpSettings | None = None, metrics_port: int | None = None, traces: TracerProvider | None = None
+) -> FastAPI:
     """``app.state.door`` is what a server needs to stop it: ``Door.close`` and ``Door.end_calls``.
 
     :param metrics_port: the port /metrics has to itself, as bound.
+    :param traces: what makes and sends them, where they are asked for.
     """
     door = Door(service, section or HttpSettings())
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
@@ -74,6 +82,8 @@ def create_app(service: Service, section: HttpSettings | None = None, metrics_po
             expose_headers=(REQUEST_ID, "retry-after"),
         )
     app.add_middleware(Edge, metrics=door.metrics, access_log=door.section.access_log)
+    if traces is not None:
+        app.add_middleware(Trace, provider=traces)
     if door.section.compat == fastdeploy.NAME:
         errors.install(app, partial(fastdeploy.refusal_of, max_concurrency=door.section.max_concurrency))
     else:

@@ -22,6 +22,7 @@ from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.rates import Rates
 from frontends.openai_http.schema import GenerationBody
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.tracing import note_tokens
 
 Result = TypeVar("Result")
 
@@ -186,6 +187,7 @@ class Door:
             if running.timer is not None:
                 running.timer.cancel()
             self.rates.charge(running.asker, running.deltas.num_tokens)
+            note_tokens(sum(map(len, call.prompts)), running.deltas.num_tokens)
             await running.deltas.close()
 
     def _waited(self, running: _Running) -> None:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from core.interfaces.request import EngineStats
+from frontends.openai_http.tracing import note_first_token
 
 _TOKEN_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
 _FIRST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -70,6 +71,7 @@ class Stopwatch:
             self._metrics.inter_token.observe((now - last) / count)
         elif not self._first_seen:
             self._first_seen = True
+            note_first_token()
             self._metrics.first_token.observe(now - self._started)
         self._last[choice] = now
 

@@ -51,6 +51,7 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
                 translates=(("-1", None),),
                 summary="seconds a call may wait for its first token; -1 for any time (FastDeploy)",
             ),
+            Alias(flag="--otlp-traces-endpoint", sets="otlp_traces_endpoint", summary="where traces are sent (vLLM)"),
             Alias(flag="--compat", sets="compat", summary="behave as another server where it differs: fastdeploy"),
             Alias(flag="--allowed-origins", sets="allowed_origins", summary="origins whose pages may ask (vLLM)"),
             Alias(flag="--allowed-methods", sets="allowed_methods", summary="methods they may use (vLLM)"),

@@ -22,6 +22,7 @@ from frontends.openai_http.app import create_app
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.tracing import provider_of
 
 log = logging.getLogger("dovetail.http")
 
@@ -41,6 +42,7 @@ class OpenAIServer(FrontEnd):
         self._section = section
         self._drain_timeout = drain_timeout
         _check_certificate(section)
+        self._traces = None if section.otlp_traces_endpoint is None else provider_of(section.otlp_traces_endpoint)
         self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
         self._metrics: socket.socket | None = None
         if section.metrics_port is not None:
@@ -66,6 +68,8 @@ class OpenAIServer(FrontEnd):
         self._bound.close()
         if self._metrics is not None:
             self._metrics.close()
+        if self._traces is not None:
+            self._traces.shutdown()  # what has not been sent yet is
 
     def stop(self) -> None:
         """What SIGTERM does, from any thread; nothing when the server does not run."""
@@ -80,7 +84,7 @@ class OpenAIServer(FrontEnd):
 
     async def _run(self, service: Service, bound: socket.socket, metrics: socket.socket | None) -> ExitCode:
         self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        app = create_app(service, self._section, metrics.getsockname()[1] if metrics is not None else None)
+        app = create_app(service, self._section, metrics.getsockname()[1] if metrics is not None else None, self._traces)
         door: Door = app.state.door
         section = self._section
         secure = section.ssl_certfile is not None

@@ -43,6 +43,9 @@ class HttpSettings(Section, frozen=True):
     ssl_certfile: str | None = Field(default=None, description="certificate chain of the server, PEM; with it https is spoken")
     ssl_keyfile: str | None = Field(default=None, description="its private key, PEM; default: it is in ssl_certfile")
     access_log: bool = Field(default=False, description="log a line for every answer: never what was asked or said")
+    otlp_traces_endpoint: str | None = Field(
+        default=None, description="where traces of requests are sent, OTLP over HTTP; default: there are none"
+    )
     compat: Literal["none", "fastdeploy"] = Field(
         default="none", description="count, stop and refuse as that server does, where it does otherwise than OpenAI's"
     )

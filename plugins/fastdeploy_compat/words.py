@@ -37,7 +37,7 @@ OUR_KERNELS = "the kernels are chosen by device and number format; --explain sho
 ENGINE_QUEUE = "the processes talk over ZeroMQ, in a way of their own"
 NO_TELEMETRY = "nothing about this server is ever sent anywhere"
 OUR_LOG = "the log goes to standard error, --log-level says how much"
-TRACES = "traces of requests"
+TRACES = "traces are asked for by where they are sent: --otlp-traces-endpoint"
 LOADING = "weights are always streamed in, one at a time, whatever their format"
 EMBEDS_TOO = "one server generates and embeds (/v1/embeddings), and does not rank"
 OTHER_HARDWARE = "it is about hardware that is not run on here"
@@ -219,11 +219,11 @@ VARIABLES: tuple[ForeignWord, ...] = (
     *_variables("warns", OUR_LOG, "FD_LOG_DIR", "FD_LOG_MAX_LEN", "FD_LOG_BACKUP_COUNT", fine=()),
     *_variables("warns", OUR_LOG, "FD_CONSOLE_SCHEDULER_METRICS", "FD_CONSOLE_DECODE_LOG_INTERVAL", fine=()),
     *_variables("warns", "the log never holds prompts or answers", "FD_LOG_REQUESTS", "FD_LOG_REQUESTS_LEVEL"),
-    *_variables("later", TRACES, "FD_TRACE", fine=("off",)),
-    *_variables("later", TRACES, "TRACES_ENABLE", fine=("false", "0")),
+    *_variables("refuses", TRACES, "FD_TRACE", fine=("off",), remedy="--otlp-traces-endpoint URL"),
+    *_variables("refuses", TRACES, "TRACES_ENABLE", fine=("false", "0"), remedy="--otlp-traces-endpoint URL"),
     *_variables(
         "warns",
-        TRACES + " are not built yet",
+        TRACES,
         "TRACES_EXPORTER",
         "EXPORTER_OTLP_*",
         "FD_OTLP_*",

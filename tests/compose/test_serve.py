@@ -122,7 +122,8 @@ def test_one_unknown_key_in_a_section(tmp_path):
         "  set by: demo.toml:4\n"
         "  remedy: its settings: host, port, metrics_port, max_request_bytes, max_concurrency, api_key, api_key_file, "
         "requests_per_minute, tokens_per_minute, max_waiting_time, allowed_origins, allowed_methods, allowed_headers, "
-        "allow_credentials, ssl_certfile, ssl_keyfile, access_log, compat, max_logprobs, trust_request_chat_template\n"
+        "allow_credentials, ssl_certfile, ssl_keyfile, access_log, otlp_traces_endpoint, compat, max_logprobs, "
+        "trust_request_chat_template\n"
     )
 
 
