@@ -103,8 +103,9 @@ def measure(options: argparse.Namespace, compose: Sequence[str]) -> Found:
     # First what runs in processes of its own: an engine takes all memory that it may have.
     notes = [_checked(compose, longest)] if "check" in options.what else []
     notes += _starts(stated) if "start" in options.what else []
-    engine = build_engine(plan)
     found = Found(_device(), " ".join(plan.plugins), _ceilings(), notes=notes)
+    _give_memory_back()
+    engine = build_engine(plan)
     weights = plan.facts["memory.weights_bytes"]
     per_token = plan.facts["memory.kv_page_bytes"] // plan.settings["block_size"]
 
@@ -210,6 +211,13 @@ def _ceilings() -> Ceilings:
         return min(times)
 
     return Ceilings(2 * block.nbytes / best(lambda: copy.copy_(block)), 2.0 * side**3 / best(lambda: left @ right))
+
+
+def _give_memory_back() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def show(found: Found, console: Console) -> None:
