@@ -13,7 +13,7 @@ from tests.must_show.served import serving
 
 pytestmark = pytest.mark.paddle
 
-SMALL = {"dtype": "float32", "device": "cpu", "max_model_len": 256, "max_num_seqs": 8, "block_size": 16}
+SMALL = {"dtype": "float32", "device": "cpu", "threads": 1, "max_model_len": 256, "max_num_seqs": 8, "block_size": 16}
 ALLOWED = 1e-4
 TEXT = "The capital of France is Paris, and the capital of Italy is Rome. In the north of the country lies Milan, where"
 PROMPTS = [
@@ -25,8 +25,8 @@ PROMPTS = [
 
 def logits_of(backend, model):
     """Of text: on random tokens the demo's float32 rounding alone is beyond the bound."""
-    argv = ["--model", model, "--backend", backend, "--dtype", "float32", "--device", "cpu", "--max-model-len", "256"]
-    plan = fetched(compose(argv, env={}))
+    argv = ["--model", model, "--backend", backend, "--dtype", "float32", "--device", "cpu", "--threads", "1"]
+    plan = fetched(compose([*argv, "--max-model-len", "256"], env={}))
     decoder, prompt = load_model(plan), list(load_tokenizer(plan.model, plan.config).encode(TEXT))
     kv = decoder.backend.kv_cache(decoder.spec, 8, 16)
     paged = PagedSequences(8, 16, seed=1)
