@@ -32,6 +32,7 @@ _NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text",
+    "reasoning_effort": "reasoning",
 }
 _PREFIXES = {"text": "msg", "reasoning": "rs", "call": "fc"}
 _LOGPROBS = "message.output_text.logprobs"  # what ``include`` calls them
@@ -39,6 +40,10 @@ _LOGPROBS = "message.output_text.logprobs"  # what ``include`` calls them
 
 class TextOptions(Wire):
     format: dict[str, Any] | None = None
+
+
+class Reasoning(Wire):
+    effort: str | None = None
 
 
 class ResponsesBody(Wire):
@@ -52,6 +57,7 @@ class ResponsesBody(Wire):
     top_p: float | None = None
     top_logprobs: int | None = None
     text: TextOptions | None = None
+    reasoning: Reasoning | None = None
     stream: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -190,7 +196,7 @@ class ResponseStory:
             "output": self._output(status),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
             "store": False,
             "temperature": params.temperature,
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
@@ -246,6 +252,7 @@ def _chat(body: ResponsesBody) -> ChatBody:
         "response_format": format_of(body.text.format if body.text else None),
         "tools": [tool_of(number, tool) for number, tool in enumerate(body.tools or ())] or None,
         "tool_choice": choice_of(body.tool_choice),
+        "reasoning_effort": body.reasoning and body.reasoning.effort,
     }
     if body.top_logprobs is not None or _LOGPROBS in (body.include or ()):
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}

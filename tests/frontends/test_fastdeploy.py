@@ -66,6 +66,12 @@ def test_statuses():
     assert unknown == {"error": "Unauthorized"}
 
 
+def test_a_malformed_item_is_a_malformed_body():
+    body = {"input": [{"type": "function_call", "name": "f", "arguments": "no object"}]}
+    answer = posted("/v1/responses", body, FakeService(), compat="fastdeploy")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
 def test_health_and_models():
     service = FakeService()
 

@@ -84,6 +84,7 @@ def test_tokens_are_counted():
         ({"stop_sequences": [""]}, "stop_sequences: each stop string must be a non-empty string"),
         ({"temperature": -1}, "temperature must be a number in [0, 100], got -1"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "this server cannot tell thinking from an answer"),
+        ({"n": 2}, "n is not supported by this route: /v1/chat/completions has it"),
         ({"tool_choice": {"type": "all"}}, "tool_choice.type is auto, any, tool or none"),
     ],
 )

@@ -113,6 +113,15 @@ def test_a_schema_reaches_the_engine_and_logprobs_come_back():
     assert response.text.format.type == "json_schema"
 
 
+def test_how_hard_to_think_is_for_the_template():
+    service = FakeService()
+    given = {}
+    render = service.chat_template.render
+    service.chat_template.render = lambda messages, **fields: given.update(fields) or render(messages, **fields)
+    response = respond(service, input="hi", reasoning={"effort": "low"})
+    assert (given["reasoning_effort"], response.reasoning.effort) == ("low", "low")
+
+
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
@@ -142,6 +151,9 @@ def test_a_schema_reaches_the_engine_and_logprobs_come_back():
             "there is no response 'resp-1': this server keeps none; send the whole conversation as input",
         ),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]", "tools[0] is of type 'web_search'"),
+        ({"input": "x", "n": 2}, "n", "n is not supported by this route: /v1/chat/completions has it"),
+        ({"input": "x", "prompt_logprobs": 0}, "prompt_logprobs", "prompt_logprobs is not supported by this route"),
+        ({"input": "x", "return_token_ids": True}, "return_token_ids", "return_token_ids is not supported by this route"),
         ({"input": "x", "truncation": "middle"}, "truncation", "truncation is disabled or auto, not 'middle'"),
     ],
 )
