@@ -15,6 +15,7 @@ from core.errors import RequestError
 from core.interfaces.grammar import GrammarBackend, Matcher, Vocabulary
 from core.interfaces.request import Grammar
 from grammar_llguidance.parts import lark_of
+from grammar_llguidance.trial import Trials
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -31,6 +32,7 @@ class Llguidance(GrammarBackend):
         if not compact_json:
             self._json["whitespace_pattern"] = SOME_WHITESPACE
         self._limits = LLParserLimits(max_grammar_size=max_grammar_size, verbose_errors=False)
+        self._trials = Trials(max_grammar_size)
 
     def attach(self, vocabulary: Callable[[], Vocabulary]) -> None:
         self._tokenizer: LLTokenizer | None = None
@@ -59,7 +61,10 @@ class Llguidance(GrammarBackend):
             raise RequestError(
                 f"the grammar has {len(grammar.text)} characters, the most is {MOST_CHARACTERS}", param="grammar"
             )
-        matcher = LLMatcher(self._tokenizer, self._translated(grammar), log_level=0, limits=self._limits)
+        translated = self._translated(grammar)
+        if trouble := self._trials.trouble(translated):
+            raise RequestError(f"the grammar cannot be used: {_first_line(trouble)}", param="grammar")
+        matcher = LLMatcher(self._tokenizer, translated, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise RequestError(f"the grammar cannot be used: {_first_line(matcher.get_error())}", param="grammar")
         return LlguidanceMatcher(matcher, self._words)
@@ -72,7 +77,7 @@ class Llguidance(GrammarBackend):
                 case "json_schema":
                     return LLMatcher.grammar_from_json_schema(json.loads(grammar.text), overrides=self._json)
                 case "choice":
-                    return grammar_from("choice", _choices(grammar.text))
+                    return grammar_from("lark", _choices(grammar.text))
                 case "parts":
                     return grammar_from("lark", lark_of(grammar.text, {**self._json}))
                 case kind:
@@ -82,11 +87,11 @@ class Llguidance(GrammarBackend):
 
 
 def _choices(text: str) -> str:
-    """:raises ValueError: when it is no list of strings."""
+    """One terminal, so that thousands are as cheap as two. :raises ValueError: when it is no list of strings."""
     choices = json.loads(text)
     if not isinstance(choices, list) or not choices or not all(isinstance(each, str) and each for each in choices):
         raise ValueError("a choice is a list of non-empty strings")
-    return text
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in choices)
 
 
 class LlguidanceMatcher(Matcher):

@@ -71,6 +71,34 @@ def test_what_is_refused(grammar, said):
     assert (refused.value.param, refused.value.status) == ("grammar", 400)
 
 
+def test_what_would_take_for_ever_is_refused_and_holds_up_nobody_after_it():
+    patterns = [{"type": "string", "pattern": f".*x{number}.*"} for number in range(30)]
+    made = backend()
+    for _ in range(2):
+        with pytest.raises(
+            RequestError, match=r"^the grammar cannot be used: it takes more than 0\.5 s to prepare$"
+        ) as refused:
+            made.matcher(Grammar("json_schema", json.dumps({"allOf": patterns})))
+        assert refused.value.status == 400
+    assert allowed(made.matcher(Grammar("regex", "a|b"))) == {len(WORDS) + ord("a"), len(WORDS) + ord("b")}
+
+
+def test_ten_thousand_choices():
+    matcher = backend().matcher(Grammar("choice", json.dumps(["é", 'a"\n', *(f"number {each}" for each in range(10_000))])))
+    for byte in b"number 77":
+        matcher.accept(len(WORDS) + byte)
+    may = allowed(matcher)
+    assert {token - len(WORDS) for token in may if token >= len(WORDS)} == set(b"0123456789")
+    assert VOCABULARY.eos[0] in may
+
+
+def test_a_grammar_with_more_ways_on_than_can_be_followed_is_refused_before_it_runs():
+    fields = {f"field_{number}": {"type": "string"} for number in range(600)}
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    with pytest.raises(RequestError, match=r"^the grammar cannot be used: .*max is 2000"):
+        backend().matcher(Grammar("json_schema", json.dumps(schema)))
+
+
 def test_a_grammar_beyond_the_limit_is_refused():
     fields = {f"field_{number}": {"type": "string", "maxLength": 2} for number in range(200)}
     many = Grammar("json_schema", json.dumps({"type": "object", "properties": fields, "additionalProperties": False}))
