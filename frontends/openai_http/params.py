@@ -20,6 +20,7 @@ from frontends.openai_http.form import field_of, grammar_of
 from frontends.openai_http.schema import ChatBody, CompletionBody, GenerationBody
 
 COMPLETION_TOKENS = 16  # OpenAI's default for a completion
+LONGEST_WORD = 256  # characters of a bad word; a thousand of them are spelled in four ways while every stream waits
 _FIELDS = (
     "n",
     "temperature",
@@ -150,6 +151,8 @@ def _spellings(words: Sequence[str], tokenizer: Tokenizer) -> set[tuple[int, ...
     for word in words:
         if not word.strip():
             raise RequestError("each of bad_words must be a word", param="bad_words")
+        if len(word) > LONGEST_WORD:
+            raise RequestError(f"each of bad_words has at most {LONGEST_WORD} characters, not {len(word)}", param="bad_words")
         for before in ("", " ", "a", "a "):
             lead = tokenizer.encode(before, add_special_tokens=False) if before else []
             ids = tokenizer.encode(before + word, add_special_tokens=False)

@@ -189,6 +189,7 @@ def test_bad_words_are_told_as_tokens_in_every_spelling(path, asked):
     ("fields", "param", "told"),
     [
         ({"bad_words": [" "]}, "bad_words", "each of bad_words must be a word"),
+        ({"bad_words": ["a" * 257]}, "bad_words", "each of bad_words has at most 256 characters, not 257"),
         ({"bad_words": "no"}, "bad_words", "bad_words: input should be a valid array"),
         ({"bad_words_token_ids": ["no"]}, "bad_words_token_ids", "bad_words_token_ids: must be a list of token ids, or of"),
         ({"bad_words_token_ids": [0x110000]}, "bad_words", "1114112 is not a token id of this model"),
