@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -36,6 +37,12 @@ class ComposeBody(Wire):
 def add_routes(app: FastAPI, door: Door) -> None:
     began = time.monotonic()
     last_stats = EngineStats()
+    one_at_a_time = asyncio.Lock()
+
+    async def composed(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """Beside the loop, on one thread at most: the others are there to tokenize long prompts."""
+        async with one_at_a_time:
+            return await asyncio.to_thread(work, *arguments)
 
     def composer() -> Composer:
         if door.service.composer is None:
@@ -76,18 +83,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
             "sampling_defaults": dict(card.defaults),
             "most_logprobs": door.section.max_logprobs,
         }
-        return response_to(200, {**await asyncio.to_thread(composer().plan), **known}, _NEVER_KEPT)
+        return response_to(200, {**await composed(composer().plan), **known}, _NEVER_KEPT)
 
     @app.get("/dashboard/words")
     async def words() -> Response:
         """What ``/dashboard/compose`` takes."""
-        return response_to(200, await asyncio.to_thread(composer().words), _NEVER_KEPT)
+        return response_to(200, await composed(composer().words), _NEVER_KEPT)
 
     @app.post("/dashboard/compose")
     async def compose(request: Request) -> Response:
         """How a launch with these settings would be judged. Nothing is loaded."""
         asked = await door.reading(read_json(request, ComposeBody, door.section.max_request_bytes))
-        answer = await asyncio.to_thread(composer().judge, asked.model_dump(exclude_none=True))
+        answer = await composed(composer().judge, asked.model_dump(exclude_none=True))
         return response_to(200, answer, _NEVER_KEPT)
 
 

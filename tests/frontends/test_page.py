@@ -1,6 +1,7 @@
 """What browsers are shown, without one: files under a strict policy, open to all, and routes that want the key."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ from core.errors import UserError
 from frontends.openai_http.app import create_app
 from frontends.openai_http.settings import HttpSettings
 from tests.compose.fakes import CPU
+from tests.frontends import in_process
 from tests.frontends.fake_service import FakeService
 
 PAGE = Path(__file__).parents[2] / "frontends" / "web" / "page"
@@ -96,6 +98,27 @@ def test_a_combination_is_judged_by_the_rules(composer):
     judged = answer.json()
     assert (answer.status_code, judged["ok"]) == (200, False)
     assert [each["rule"] for each in judged["problems"]] == ["cuda-graphs-with-tensor-parallel"]
+
+
+def test_combinations_are_judged_one_after_the_other():
+    """So that they never take all of the threads that tokenize long prompts."""
+
+    class Slow:
+        both = threading.Barrier(2)
+
+        def judge(self, asked):
+            try:
+                self.both.wait(0.2)
+            except threading.BrokenBarrierError:
+                return {"alone": True}
+            return {"alone": False}
+
+    async def use(web):
+        return await asyncio.gather(*(web.post("/dashboard/compose", json={}) for _ in range(2)))
+
+    service = FakeService()
+    service.page, service.composer = PAGE, Slow()
+    assert [each.json() for each in in_process.asked(in_process.web_client, service, use)] == [{"alone": True}] * 2
 
 
 @pytest.mark.parametrize(
