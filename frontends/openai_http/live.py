@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     last_stats = EngineStats()
     one_at_a_time = asyncio.Lock()
 
-    async def composed(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    async def composed(work: Callable[..., Mapping[str, Any]], *arguments: Any) -> Mapping[str, Any]:
         """Beside the loop, on one thread at most: the others are there to tokenize long prompts."""
         async with one_at_a_time:
             return await asyncio.to_thread(work, *arguments)
