@@ -222,10 +222,12 @@ def test_greedy_continuations(case, way):
     params = SamplingParams(temperature=0, min_tokens=NUM_TOKENS, max_tokens=NUM_TOKENS)
     threads = 0 if case.model == "demo" else 1  # two only wait for each other in a model this small
     settings = {"dtype": "float32", "threads": threads, "max_model_len": 256, "max_num_seqs": NUM_PROMPTS, **WAYS[way]}
+    alone = way == "one at a time" and case.model == "demo"
+    asked = slice(4 if alone else None)  # a minute and a half for all twenty, each of which the other ways compute too
     with LLM(case.model, **settings) as llm:
-        answers = llm.generate([{"prompt_token_ids": prompt} for prompt in case.prompts], params)
+        answers = llm.generate([{"prompt_token_ids": prompt} for prompt in case.prompts[asked]], params)
         stats = llm.stats()
-    for index, (answer, expected) in enumerate(zip(answers, case.tokens, strict=True)):
+    for index, (answer, expected) in enumerate(zip(answers, case.tokens[asked], strict=True)):
         assert list(answer.outputs[0].token_ids) == expected, f"prompt {index}"
     assert (stats.preemptions > 0) == (way == "a pool that preempts")
     assert stats.pages_free == stats.pages_total
