@@ -6,11 +6,19 @@ import asyncio
 from collections.abc import Callable
 
 from core.engine.process import EngineProcess
+from core.errors import RequestError
 from core.interfaces.request import TokenEvent
+
+MOST_UNREAD = 1 << 17
+"""What may wait for one reader: tokens, and the alternatives told with them."""
 
 
 class TokenStream:
-    """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop."""
+    """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop.
+
+    The engine does not wait for a reader. One who leaves more than ``MOST_UNREAD`` is told so behind what it has, and its
+    requests end.
+    """
 
     def __init__(self, life: EngineProcess, wire_ids: list[str], forget: Callable[[list[str]], None]) -> None:
         self.life = life
@@ -19,6 +27,7 @@ class TokenStream:
         self._open = set(range(len(wire_ids)))
         self._dropped: set[int] = set()
         self._queue: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
+        self._unread = 0
 
     def __aiter__(self) -> TokenStream:
         return self
@@ -30,6 +39,7 @@ class TokenStream:
                 break
             if isinstance(item, Exception):
                 raise item
+            self._unread -= _weight(item[1])
             if item[0] not in self._dropped:
                 return item
         raise StopAsyncIteration
@@ -61,7 +71,17 @@ class TokenStream:
         if event.finish_reason is not None:
             self._open.discard(number)
         self._queue.put_nowait((number, event))
+        self._unread += _weight(event)
+        if self._unread > MOST_UNREAD and event.finish_reason is None:
+            self._end()
+            self._queue.put_nowait(
+                RequestError("the client reads too slowly: its requests were ended", code="slow_client", status=408)
+            )
 
     def fail(self, error: Exception) -> None:
         self._open.clear()
         self._queue.put_nowait(error)
+
+
+def _weight(event: TokenEvent) -> int:
+    return len(event.token_ids) + sum(len(each.top_ids) for each in event.logprobs or ())

@@ -1,6 +1,7 @@
 """The deltas of one HTTP call: those of all its prompts, in batches of whatever has become ready since the last look.
 
-A client that reads slowly, or an engine that is quick, thus costs one write for several tokens.
+A client that reads slowly, or an engine that is quick, thus costs one write for several tokens. What nobody reads is not made
+into deltas, and a call with much to read lets the others have their turn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from core.interfaces.frontend import TextDelta
 
 Numbered = tuple[int, TextDelta]  # the prompt's place in the call, and what it gained
 Result = TypeVar("Result")
+MOST_UNREAD = 256  # tokens of a call that are ready while nobody reads them
+TURN = 16  # deltas that a call takes before the others have their turn: a source with much to give never waits by itself
 
 
 class Deltas:
@@ -25,12 +28,14 @@ class Deltas:
     def __init__(self, sources: Sequence[AsyncIterator[TextDelta]], *, least: int = 1) -> None:
         """:param least: tokens that a batch has, unless it is the last."""
         self._least = least
+        self._most = max(least, MOST_UNREAD)
         self._handed_out = 0  # tokens
         self._ready: list[Numbered] = []
         self._error: Exception | None = None
         self._running = len(sources)
         self.num_tokens = 0  # generated so far
         self._wake = asyncio.Event()
+        self._room = asyncio.Event()
         self._pumps = [asyncio.create_task(self._pump(number, source)) for number, source in enumerate(sources)]
 
     async def batch(self) -> list[Numbered]:
@@ -49,6 +54,7 @@ class Deltas:
             await self._wake.wait()
         ready, self._ready = self._ready, []
         self._handed_out = self.num_tokens
+        self._room.set()
         return ready if len(ready) == 1 else _coalesced(ready)
 
     def fail(self, error: Exception) -> None:
@@ -71,6 +77,11 @@ class Deltas:
                 self._ready.append((number, delta))
                 self.num_tokens += len(delta.token_ids)
                 self._wake.set()
+                if len(self._ready) % TURN == 0:
+                    await asyncio.sleep(0)
+                while self.num_tokens - self._handed_out >= self._most:
+                    self._room.clear()
+                    await self._room.wait()
         except Exception as error:
             self.fail(error)
         finally:

@@ -13,7 +13,7 @@ from core.errors import EngineDeadError, RequestError, UserError
 from core.interfaces.frontend import TextDelta
 from core.interfaces.request import Grammar
 from frontends.openai_http.app import create_app
-from frontends.openai_http.deltas import Deltas
+from frontends.openai_http.deltas import MOST_UNREAD, TURN, Deltas
 from frontends.openai_http.errors import StoppingError
 from frontends.openai_http.settings import HttpSettings
 from tests.frontends.fake_service import ANSWER, BOS, FakeService
@@ -582,6 +582,44 @@ def test_failing_deltas_end_though_their_source_goes_on(error):
     with pytest.raises(type(error)):
         asyncio.run(asyncio.wait_for(run(), 5))
     assert closed == [True]
+
+
+def test_what_nobody_reads_is_bounded_and_others_have_their_turn():
+    given = []
+
+    async def source():
+        """Much that is there already: it never waits by itself."""
+        for number in range(3000):
+            given.append(number)
+            yield delta("x")
+
+    async def run():
+        turns, ready = 0, Deltas([source()])
+        while len(given) < MOST_UNREAD and turns < 1000:
+            await asyncio.sleep(0)
+            turns += 1
+        for _ in range(100):
+            await asyncio.sleep(0)
+        held, lengths = len(given), []
+        while batch := await ready.batch():
+            lengths.append(len(batch[0][1].text))
+        return turns, held, lengths
+
+    turns, held, lengths = asyncio.run(asyncio.wait_for(run(), 5))
+    assert held == MOST_UNREAD
+    assert turns >= MOST_UNREAD // TURN
+    assert (sum(lengths), max(lengths)) == (3000, MOST_UNREAD)
+
+
+def test_a_chunk_may_have_more_tokens_than_are_kept_for_nobody():
+    async def source():
+        for _ in range(2 * MOST_UNREAD):
+            yield delta("x")
+
+    async def run():
+        return [len(batch[0][1].text) for batch in [await Deltas([source()], least=MOST_UNREAD + 50).batch()]]
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) == [MOST_UNREAD + 50]
 
 
 def test_answer_is_what_the_fake_says():

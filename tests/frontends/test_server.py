@@ -64,7 +64,7 @@ def test_a_client_that_leaves_aborts_its_request(served, stream, after):
 
 def test_a_client_that_does_not_read_keeps_no_dead_server_alive():
     with serving(drain_timeout=60) as served:
-        flood = "times=260000 chunk=31000"  # 8 MB, more than the sockets hold
+        flood = "times=260000 chunk=9000000"  # 8 MB at once, more than the sockets hold
         with posted(served.url, stream=True, cache_salt=flood):
             served.said("finished ")
             served.process.send_signal(signal.SIGUSR1)
