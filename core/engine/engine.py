@@ -16,10 +16,10 @@ from core.engine.barring import Barred
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
-from core.engine.gains import Gains
+from core.engine.gains import Gains, logprobs_of
 from core.engine.guiding import Guide, Guiding
 from core.engine.penalties import Seen
-from core.engine.reading import LOGIT_ROWS, chunks, likelihoods
+from core.engine.reading import LOGIT_ROWS, chunks
 from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
 from core.engine.stop import banned_tokens, stop_tokens
@@ -67,7 +67,7 @@ class StepRunner(Protocol):
     def replayed(self) -> int: ...
     def launch(self, batch: StepBatch) -> Launched: ...
     def hidden_states(self, batch: StepBatch) -> NDArray[np.float32]: ...
-    def all_logits(self, batch: StepBatch) -> NDArray[np.float32]: ...
+    def likelihoods(self, batch: StepBatch, token_ids: NDArray[np.int64], most: int) -> Sampled: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
 
@@ -147,13 +147,15 @@ class Engine:
     def score(self, prompt_token_ids: list[int], most: int) -> list[TokenLogprobs]:
         """How likely each token of a prompt but the first is behind those before it, with the ``most`` likeliest.
 
-        :raises RequestError: for a prompt that does not fit.
+        :raises RequestError: for a prompt that does not fit, and for a ``most`` beyond the vocabulary.
         """
+        self.limits.check(prompt_token_ids, SamplingParams(max_tokens=1, logprobs=most))
         following = np.array([*prompt_token_ids[1:], 0], np.int64)
         found: list[TokenLogprobs] = []
         with closing(self._reading(prompt_token_ids, LOGIT_ROWS, every=True)) as batches:
             for batch in batches:
-                found += likelihoods(self._runner.all_logits(batch), following[batch.positions], most)
+                likely = self._runner.likelihoods(batch, following[batch.positions], most)
+                found += [logprobs_of(likely, row, most) for row in range(len(batch.positions))]
         return found[:-1]
 
     def _reading(self, prompt: list[int], size: int, *, every: bool) -> Generator[StepBatch, None, None]:

@@ -114,7 +114,7 @@ class Gains:
             if sequence.seen is not None:
                 sequence.seen.add(tokens[-1])
             if logprobs is not None:
-                logprobs += _logprobs(sampled, index, wanted)
+                logprobs.append(logprobs_of(sampled, index, wanted))
             reason, stop_token, error = _verdict(sequence, tokens[-1], length + len(tokens))
             if reason is not None:
                 return self._end(sequence, reason, tokens, stop_token, logprobs, error)
@@ -124,7 +124,7 @@ class Gains:
 def _verdict(sequence: Sequence, token: int, length: int) -> tuple[FinishReason | None, int | None, str]:
     """Why it ends with this token, if it does; the token that stopped it; what went wrong."""
     reason, stop_token = verdict(sequence, token, length)
-    if sequence.guide is None or reason == "stop":
+    if sequence.guide is None or (reason == "stop" and not sequence.guide.error):
         return reason, stop_token, ""
     try:
         complete = sequence.guide.accept(token)
@@ -133,15 +133,13 @@ def _verdict(sequence: Sequence, token: int, length: int) -> tuple[FinishReason 
     return ("stop", None, "") if complete else (reason, stop_token, "")
 
 
-def _logprobs(sampled: Sampled, index: int, wanted: int) -> list[TokenLogprobs]:
+def logprobs_of(sampled: Sampled, index: int, wanted: int) -> TokenLogprobs:
     """One row's entry; ``wanted`` of the likeliest tokens, though another row may have asked for more."""
     if sampled.logprobs is None or sampled.ranks is None or sampled.top_ids is None or sampled.top_logprobs is None:
         raise RuntimeError("a row asked for log-probabilities and the runner brought none")
-    return [
-        TokenLogprobs(
-            float(sampled.logprobs[index]),
-            int(sampled.ranks[index]),
-            sampled.top_ids[index, :wanted].tolist(),
-            sampled.top_logprobs[index, :wanted].tolist(),
-        )
-    ]
+    return TokenLogprobs(
+        float(sampled.logprobs[index]),
+        int(sampled.ranks[index]),
+        sampled.top_ids[index, :wanted].tolist(),
+        sampled.top_logprobs[index, :wanted].tolist(),
+    )

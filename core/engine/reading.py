@@ -5,18 +5,15 @@ They are computed between two steps, on pages of their own that nobody shares an
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.engine.block_manager import BlockManager
-from core.engine.rows import Ints
 from core.errors import RequestError
 from core.interfaces.compute import SamplingRows, StepBatch
-from core.interfaces.request import TokenLogprobs
 
-LOGIT_ROWS = 128  # whose logits are on the host at the same time
+LOGIT_ROWS = 128  # whose logits are in memory at the same time
 
 
 def chunks(tokens: Sequence[int], blocks: BlockManager, size: int, *, every: bool) -> Generator[StepBatch, None, None]:
@@ -50,17 +47,6 @@ def chunks(tokens: Sequence[int], blocks: BlockManager, size: int, *, every: boo
             )
     finally:
         blocks.take_back(pages)
-
-
-def likelihoods(logits: NDArray[np.float32], tokens: Ints, most: int) -> Iterator[TokenLogprobs]:
-    """Of each row [V] its token's log-probability and rank, and the ``most`` likeliest."""
-    for row, token in zip(logits, tokens.tolist(), strict=True):
-        highest = float(row.max())
-        total = highest + float(np.log(np.exp(row - highest, dtype=np.float64).sum()))
-        top = np.argpartition(-row, most - 1)[:most] if most else np.zeros(0, np.int64)
-        top = top[np.lexsort((top, -row[top]))]  # of equals the smaller id first
-        rank = int((row > row[token]).sum())
-        yield TokenLogprobs(float(row[token]) - total, rank, top.tolist(), (row[top].astype(np.float64) - total).tolist())
 
 
 def _unsampled(rows: int) -> SamplingRows:

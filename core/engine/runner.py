@@ -84,10 +84,11 @@ class Runner:
             step = self._backend.upload(batch, self._decoder.spec, self._kv)
             return self._backend.to_host(self._decoder.forward(step, self._kv, self._no_head))
 
-    def all_logits(self, batch: StepBatch) -> NDArray[np.float32]:
-        """[R, V] of the rows whose logits are wanted; waits for them."""
+    def likelihoods(self, batch: StepBatch, token_ids: NDArray[np.int64], most: int) -> Sampled:
+        """How likely these tokens [R] are in the rows whose logits are wanted, with the ``most`` likeliest; waits for it."""
         with self._alive():
-            return self._backend.to_host(self.forward(batch).logits)
+            likely = self._backend.logprobs(self.forward(batch).logits, token_ids, most)
+            return Sampled(token_ids, *self._backend.fetch(likely)())
 
     def _outcome(self, step: Any) -> Outcome:
         """The part of a step that needs no host, and that may be recorded."""

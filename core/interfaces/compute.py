@@ -337,8 +337,11 @@ class ComputeBackend(ABC):
         """[R]; the lowest id among equals."""
 
     @abstractmethod
-    def logprobs(self, logits: Array, token_ids: Array, most: int) -> tuple[Array, Array, Array, Array]:
-        """(logprob [R], rank [R], top ids [R, most], top logprobs [R, most]) of raw logits; ids ordered best first."""
+    def logprobs(self, logits: Array, token_ids: Array | NDArray[np.int64], most: int) -> tuple[Array, Array, Array, Array]:
+        """(logprob [R], rank [R], top ids [R, most], top logprobs [R, most]) of raw logits; ids ordered best first.
+
+        :param token_ids: as ``argmax`` gives them, or the host's own.
+        """
 
     @abstractmethod
     def clone(self, array: Array) -> Array:

@@ -480,4 +480,7 @@ class ComputeBackendContract(Contract, kit=True):
         assert top_ids.shape == top.shape == (4, most)
         assert np.array_equal(top_ids, best)
         assert np.allclose(top, np.take_along_axis(truth, best, axis=1), atol=1e-5)
+        of_the_host = backend.logprobs(logits, chosen.astype(np.int64), most)
+        assert np.array_equal(backend.to_host(of_the_host[0]), logprob)
+        assert np.array_equal(backend.to_host(of_the_host[1]), rank)
         assert np.array_equal(backend.to_host(kept), values)

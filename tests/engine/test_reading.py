@@ -40,6 +40,16 @@ def test_a_prompts_tokens_are_as_likely_as_they_were_when_generated(engine):
     assert engine.score(PROMPT[:1], 0) == []
 
 
+def test_what_comes_to_the_host_of_likelihoods_is_no_larger_than_what_is_told(engine, monkeypatch):
+    brought = []
+    backend = engine._runner._backend
+    fetch, to_host = backend.fetch, backend.to_host
+    monkeypatch.setattr(backend, "fetch", lambda arrays: brought.extend(arrays) or fetch(arrays))
+    monkeypatch.setattr(backend, "to_host", lambda array: brought.append(array) or to_host(array))
+    engine.score(PROMPT, 3)
+    assert {tuple(array.shape[1:]) for array in brought} == {(), (3,)}
+
+
 def test_the_head_makes_the_next_tokens_likelihood_of_the_last_state(engine):
     state = engine.embed(PROMPT, mean=False)
     logits = state @ engine._runner._decoder.head.weight.numpy().T
@@ -73,6 +83,10 @@ def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(RequestError, match="the prompt has 256 tokens") as long:
         engine.embed([1] * 256, mean=True)
     assert long.value.code == "context_length_exceeded"
+    vocab = engine.config.vocab
+    assert len(engine.score(PROMPT[:2], vocab)[0].top_ids) == vocab
+    with pytest.raises(RequestError, match=f"logprobs must be at most {vocab}, got {vocab + 1}"):
+        engine.score(PROMPT[:2], vocab + 1)
     taken = engine.blocks.lend(engine.blocks.num_available)
     with pytest.raises(RequestError, match="no memory is free for this prompt now: try again later") as full:
         engine.score(PROMPT, 0)

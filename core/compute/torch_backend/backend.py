@@ -177,7 +177,11 @@ class TorchBackend(ComputeBackend):
     def argmax(self, array: Tensor) -> Tensor:
         return array.argmax(-1)
 
-    def logprobs(self, array: Tensor, token_ids: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def logprobs(
+        self, array: Tensor, token_ids: Tensor | NDArray[np.int64], most: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if isinstance(token_ids, np.ndarray):
+            token_ids = step.to_device(token_ids, self._target.device)
         return logits.logprobs(array, token_ids, most)
 
     def clone(self, array: Tensor) -> Tensor:
