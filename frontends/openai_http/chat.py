@@ -97,7 +97,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
             form: Form = ChatForm(outlined, params.n)
             most = prompt_logprobs(body, door.section.max_logprobs)
             if most is not None:
-                scored = await while_connected(request.receive, scores(door, [prompt], most))
+                scored = await while_connected(request.receive, scores(door, call, most))
                 form = WithPromptLogprobs(form, scored, most, params.n)
             if body.return_token_ids:
                 form = WithTokenIds(form, call.prompts, params.n)

@@ -95,7 +95,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         call = Call.of(body, "cmpl", model, prompts, params)
         most = prompt_logprobs(body, door.section.max_logprobs)
         try:
-            scored = None if most is None else await while_connected(request.receive, scores(door, prompts, most))
+            scored = None if most is None else await while_connected(request.receive, scores(door, call, most))
             n = body.n or 1
             echoes = _echoes(door, body, params, given, prompts, scored) if body.echo else None
             form: Form = CompletionForm(n, echoes, logprobs=body.logprobs is not None)

@@ -81,6 +81,18 @@ class _Running:
     timer: asyncio.TimerHandle | None = None
 
 
+@dataclass
+class _Reading:
+    """Prompts that are read and not gone on with. ``ended``: why, if not because it is done."""
+
+    task: asyncio.Task[Any]
+    ended: Exception | None = None
+
+    def end(self, reason: Exception) -> None:
+        self.ended = self.ended or reason
+        self.task.cancel()
+
+
 class Door:
     def __init__(self, service: Service, section: HttpSettings) -> None:
         self.service = service
@@ -92,6 +104,7 @@ class Door:
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
         self.paused = False  # nothing new is taken for a while, by an operator's will
         self._calls: dict[str, _Running] = {}
+        self._readings: dict[str, _Reading] = {}
         self._idle = asyncio.Event()  # set while no call runs
         self._idle.set()
         self._readers: set[asyncio.Task[Any]] = set()  # bodies on their way in
@@ -141,7 +154,7 @@ class Door:
 
     @property
     def num_calls(self) -> int:
-        return len(self._calls)
+        return len(self._calls) + len(self._readings)
 
     def admit(self) -> None:
         """:raises Exception: while nothing new is taken: it is closed, or paused, or there are too many calls."""
@@ -149,18 +162,50 @@ class Door:
             raise self._closed
         if self.paused:
             raise RequestError("the server is paused: try again later", code="server_paused", status=503)
-        if len(self._calls) >= self.section.max_concurrency:
+        if self.num_calls >= self.section.max_concurrency:
             raise RequestError(
-                f"{len(self._calls)} generation calls are in flight, the most this server takes: try again later",
+                f"{self.num_calls} generation calls are in flight, the most this server takes: try again later",
                 code="rate_limit_exceeded",
                 status=429,
             )
 
+    def _admit_as(self, call_id: str) -> None:
+        self.admit()
+        if call_id in self._calls or call_id in self._readings:
+            raise RequestError(f"the request id {call_id!r} is in use", param="request_id")
+
+    async def reading_call(self, call_id: str, work: Coroutine[Any, Any, Result]) -> Result:
+        """What ``work`` gives, for which the model reads prompts. It is a call like others while it runs.
+
+        :raises RequestError: as ``begin`` does; when it is aborted.
+        :raises Exception: the reason of ``end_calls``.
+        """
+        try:
+            self._admit_as(call_id)
+        except Exception:
+            work.close()
+            raise
+        task = asyncio.ensure_future(work)
+        self._readings[call_id] = reading = _Reading(task)
+        self._idle.clear()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if reading.ended is None or (caller := asyncio.current_task()) is None or caller.cancelling():
+                raise
+            raise reading.ended from None
+        finally:
+            task.cancel()
+            del self._readings[call_id]
+            self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self.num_calls:
+            self._idle.set()
+
     def begin(self, call: Call) -> Deltas:
         """:raises RequestError: as ``admit`` does, and when the call's id is taken."""
-        self.admit()
-        if call.id in self._calls:
-            raise RequestError(f"the request id {call.id!r} is in use", param="request_id")
+        self._admit_as(call.id)
         as_there = self.section.compat == fastdeploy.NAME
         generate = partial(fastdeploy.generate, self.service) if as_there else self.service.generate
         deltas = Deltas(
@@ -182,8 +227,7 @@ class Door:
         """The call is over, or its client has left: what still runs of it is aborted."""
         if (running := self._calls.pop(call.id, None)) is not None:
             self.metrics.in_flight.dec()
-            if not self._calls:
-                self._idle.set()
+            self._note_idle()
             if running.timer is not None:
                 running.timer.cancel()
             self.rates.charge(running.asker, running.deltas.num_tokens)
@@ -198,12 +242,19 @@ class Door:
     async def abort(self, names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
         """End these calls, or all of them: their answers end with what they have, and the finish reason "abort".
 
+        Of a call whose prompts are only read there is nothing to have: its answer is an error.
+
         :returns: the calls that were ended, by id, with how many tokens each had; and the names that no call has.
         """
-        ids = {name: call_id for call_id in self._calls for name in (call_id, call_id.partition("-")[2])}
-        wanted = list(self._calls) if names is None else [ids[name] for name in names if name in ids]
+        every = [*self._calls, *self._readings]
+        ids = {name: call_id for call_id in every for name in (call_id, call_id.partition("-")[2])}
+        wanted = every if names is None else [ids[name] for name in names if name in ids]
         aborted = {}
         for call_id in dict.fromkeys(wanted):
+            if (reading := self._readings.get(call_id)) is not None:
+                reading.end(RequestError("the call was aborted while its prompt was read", code="aborted", status=409))
+                aborted[call_id] = 0
+                continue
             running = self._calls[call_id]
             aborted[call_id] = running.deltas.num_tokens
             for request_id in running.call.request_ids:
@@ -224,6 +275,8 @@ class Door:
         """End every running call with ``reason``; streams tell it in an error event."""
         for running in list(self._calls.values()):
             running.deltas.fail(reason)
+        for reading in self._readings.values():
+            reading.end(reason)
 
 
 def _version() -> str:

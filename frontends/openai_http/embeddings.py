@@ -6,6 +6,7 @@ import base64
 from array import array
 from collections.abc import Sequence
 from typing import Any, Literal
+from uuid import uuid4
 
 from fastapi import FastAPI
 from pydantic import Field
@@ -56,7 +57,8 @@ def add_routes(app: FastAPI, door: Door) -> None:
         count = sum(map(len, prompts))
         door.rates.charge(asker.get(), count)
         try:
-            vectors = await while_connected(request.receive, _embedded(door, prompts, body.pooling))
+            reading = door.reading_call(f"embd-{uuid4().hex}", _embedded(door, prompts, body.pooling))
+            vectors = await while_connected(request.receive, reading)
         except RequestError as error:
             raise renamed(error, {"prompt": "input"}) from None
         data = [

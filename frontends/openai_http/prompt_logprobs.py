@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo, Tokenizer
-from frontends.openai_http.door import Door
+from frontends.openai_http.door import Call, Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered
 
 
-async def scores(door: Door, prompts: Sequence[list[int]], most: int) -> list[list[TokenInfo]]:
+async def scores(door: Door, call: Call, most: int) -> list[list[TokenInfo]]:
     """Of each prompt, all tokens but the first. The prompts are read once more for it, before they are gone on with."""
-    door.admit()
-    return [await door.service.score(prompt, most) for prompt in prompts]
+    vocab = door.service.card.vocab
+    if most > vocab:
+        raise RequestError(f"prompt_logprobs must be at most {vocab}, got {most}", param="prompt_logprobs")
+    return await door.reading_call(call.id, _scored(door, call, most))
+
+
+async def _scored(door: Door, call: Call, most: int) -> list[list[TokenInfo]]:
+    return [await door.service.score(prompt, most) for prompt in call.prompts]
 
 
 class WithPromptLogprobs:

@@ -1,14 +1,16 @@
 """What a prompt is to the model: /v1/embeddings, prompt_logprobs, and echo with logprobs."""
 
+import asyncio
 import base64
 import struct
+from dataclasses import replace
 
 import pytest
 
 from core.errors import RequestError
 from core.interfaces.frontend import Service, TokenInfo, TopToken
 from tests.frontends.fake_service import FakeService
-from tests.frontends.in_process import asked, openai_client, posted
+from tests.frontends.in_process import asked, openai_client, posted, web_client
 
 EMBED, CHAT, COMPLETE = "/v1/embeddings", "/v1/chat/completions", "/v1/completions"
 
@@ -110,3 +112,70 @@ def test_prompt_logprobs(path, asked_of, stream):
         assert len(second) == 2
     refused = posted(path, {**asked_of, "prompt_logprobs": 21}, Reading()).json()["error"]
     assert (refused["param"], refused["message"]) == ("prompt_logprobs", "prompt_logprobs must lie in [0, 20], got 21")
+
+
+class Held(Reading):
+    """Reads for as long as ``done`` is not set."""
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.begun = asyncio.Event(), asyncio.Event()
+
+    async def embed(self, ids, *, pooling="last"):
+        self.begun.set()
+        await self.done.wait()
+        return await super().embed(ids, pooling=pooling)
+
+    async def score(self, ids, most=0):
+        self.begun.set()
+        await self.done.wait()
+        return await super().score(ids, most)
+
+
+HELD = [(EMBED, {"input": "x"}), (COMPLETE, {"prompt": "xy", "prompt_logprobs": 1, "max_tokens": 1, "request_id": "a"})]
+
+
+@pytest.mark.parametrize(("path", "body"), HELD)
+def test_what_is_read_is_a_call_in_flight_and_a_pause_may_wait_for_it(path, body):
+    service = Held()
+
+    async def use(web):
+        call = asyncio.create_task(web.post(path, json=body))
+        await service.begun.wait()
+        load = (await web.get("/load")).json()["server_load"]
+        refused = await web.post(COMPLETE, json={"prompt": "x"})
+        pausing = asyncio.create_task(web.post("/v1/pause?mode=wait"))
+        while (await web.get("/ready")).status_code == 200:
+            await asyncio.sleep(0)
+        waited = not pausing.done()
+        service.done.set()
+        await call
+        return load, refused.status_code, waited, (await pausing).status_code, (await web.get("/load")).json()["server_load"]
+
+    assert asked(web_client, service, use, max_concurrency=1) == (1, 429, True, 200, 0)
+
+
+@pytest.mark.parametrize(("path", "body"), HELD)
+def test_what_is_read_can_be_aborted(path, body):
+    service = Held()
+
+    async def use(web):
+        call = asyncio.create_task(web.post(path, json=body))
+        await service.begun.wait()
+        told = (await web.post("/v1/abort_requests", json={"abort_all": True})).json()["result"]["aborted"]
+        return told, await call, (await web.get("/load")).json()["server_load"]
+
+    [told], ended, load = asked(web_client, service, use)
+    assert (told["output_token_count"], load) == (0, 0)
+    assert ended.status_code == 409
+    assert ended.json()["error"]["message"] == "the call was aborted while its prompt was read"
+
+
+def test_no_more_likely_tokens_than_there_are():
+    service = Reading()
+    service.card = replace(service.card, vocab=200)
+    body = {"prompt": [1, 2], "max_tokens": 1}
+    assert posted(COMPLETE, {**body, "prompt_logprobs": 200}, service, max_logprobs=1024).status_code == 200
+    refused = posted(COMPLETE, {**body, "prompt_logprobs": 201}, service, max_logprobs=1024)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "prompt_logprobs must be at most 200, got 201"
