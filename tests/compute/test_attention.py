@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.compute import contexts
 from core.compute.torch_backend import step
 from core.compute.torch_backend.attention import PagedKV
 from core.testing import reference
@@ -86,13 +87,13 @@ def test_grouping_covers_everyone_once_and_bounds_the_padding():
     for count in (1, 2, 7, 128, 300):
         for longest in (10, 500, 8000, 100_000):
             lengths = random.integers(1, longest, count).astype(np.int32)
-            groups = step.alike(lengths)
+            groups = contexts.alike(lengths)
             assert sorted(np.concatenate(groups).tolist()) == list(range(count))
             for group in groups:
                 own = lengths[group]
-                assert len(own) * own.max() - own.sum() <= step.FREE_PADDING + own.sum() // 4
-                assert len(own) == 1 or len(own) * own.max() <= step.GATHERED_TOKENS
-    assert step.alike(np.zeros(0, np.int32)) == []
+                assert len(own) * own.max() - own.sum() <= contexts.FREE_PADDING + own.sum() // 4
+                assert len(own) == 1 or len(own) * own.max() <= contexts.GATHERED_TOKENS
+    assert contexts.alike(np.zeros(0, np.int32)) == []
 
 
 def test_what_overflowed_half_precision_does_not_reach_the_next_owner_of_its_pages():

@@ -11,7 +11,7 @@ MAKERS = ("RequestError", "error_body")
 
 def codes():
     """Each ``code=`` of an error in the sources, and what the errors' own defaults are."""
-    found = {"invalid_value", "invalid_json", "missing_required_parameter"}
+    found = {"invalid_value", "invalid_json", "missing_required_parameter", "response_not_found", "previous_response_not_found"}
     for folder in ("core", "frontends", "plugins"):
         for path in (ROOT / folder).rglob("*.py"):
             if "tests" in path.parts:

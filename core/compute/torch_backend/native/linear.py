@@ -51,11 +51,11 @@ class NativeDense(NativeLinear):
     transformers'.
     """
 
-    def __init__(self, role: Role, weight: Tensor, format: str, memory: HugePages, *, shared: bool = False) -> None:
+    def __init__(self, role: Role, weight: Tensor, format: str, memory: HugePages) -> None:
         rows, columns = weight.shape
         panel = int(library.function("dense_panel", result=NUMBER)())  # rows that lie side by side
         self._pairs = memory.empty((-(-rows // panel), -(-columns // 2), panel, 2), torch.bfloat16)
-        super().__init__(role, weight.shape, 0 if shared else self._pairs.nbytes, format)
+        super().__init__(role, weight.shape, self._pairs.nbytes, format)
         new = library.function("dense_new", ADDRESS, NUMBER, NUMBER, result=ADDRESS)
         self.describe(new(self._pairs.data_ptr(), rows, columns))
         arrange = library.function("dense_arrange", ADDRESS, ADDRESS, ADDRESS)
@@ -95,7 +95,7 @@ class NativeTarget(Target):
 
     def embedding_and_head(self, table: Tensor) -> NativeDense:
         format = f"{self.format} in native kernels, the embedding it is tied to"
-        return NativeDense("head", table, format, self.memory, shared=True)
+        return NativeDense("head", table, format, self.memory)
 
     def kernel(self, layout: str) -> QuantizedKernel | None:
         native, other = NATIVE_KERNELS.get(layout), KERNELS.get(layout)
