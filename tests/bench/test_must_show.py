@@ -11,7 +11,7 @@ THEM = "transformers"
 @pytest.mark.perf
 @pytest.mark.timeout(900)
 def test_decode_is_half_as_fast_again_and_prefill_no_slower():
-    report = run(Options(model="random:ernie-4.5-0.3b", dtype="bfloat16", threads=2, repeat=2, against=(THEM,)))
+    report = run(Options(model="random:ernie-4.5-0.3b", dtype="bfloat16", threads=2, output_len=32, repeat=1, against=(THEM,)))
     assert report.agreement[THEM].same_first[0] >= 3
     assert report.agreement[THEM].most_apart < 0.25
     ratios = {row.name: row.ratios[THEM] for row in report.rows}
