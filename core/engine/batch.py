@@ -118,7 +118,7 @@ def _adjustment(state: Rows, rows: Ints) -> LogitAdjustment | None:
         presence=state.presence[rows],
         frequency=state.frequency[rows],
         masked_rows=guided.astype(np.int32),
-        masks=_masks([sequence.guide for sequence in state.at(rows[guided]) if sequence.guide is not None]),
+        masks=_masks(state, [sequence.guide for sequence in state.at(rows[guided]) if sequence.guide is not None]),
     )
 
 
@@ -130,8 +130,15 @@ def _banned(state: Rows, sequence: Sequence, early: bool) -> NDArray[np.int32]:
     return np.union1d(barred, sequence.banned) if early else barred
 
 
-def _masks(guides: list[Guide]) -> Callable[[], NDArray[np.uint32]] | None:
-    return (lambda: np.stack([guide.mask() for guide in guides])) if guides else None
+def _masks(state: Rows, guides: list[Guide]) -> Callable[[], NDArray[np.uint32]] | None:
+    """One that broke allows everything: its row is in the step, and ends when its token is known."""
+
+    def stacked() -> NDArray[np.uint32]:
+        everything = np.full(-(-state.vocab // 32), 0xFFFFFFFF, np.uint32)
+        masks = [guide.mask() for guide in guides]
+        return np.stack([everything if mask is None else mask for mask in masks])
+
+    return stacked if guides else None
 
 
 def _flat(places: Ints, lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

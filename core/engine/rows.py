@@ -89,7 +89,7 @@ class Rows:
         self.sequences: list[Sequence | None] = [None] * number
         # How many rows stop at each token: a token with 0 ends nobody, which settles nearly every token at once.
         self.stop_uses: NDArray[np.int32] = np.zeros(vocab, np.int32)
-        self._vocab = vocab
+        self.vocab = vocab
         self._free = list(range(number - 1, -1, -1))
 
     @property
@@ -124,7 +124,7 @@ class Rows:
         self.most_pages[row] = -(-(sequence.limit - 1) // self.page_size)  # the last token is never computed
         self.min_length[row] = sequence.min_length
         self.temperature[row] = 0.0 if params.greedy else params.temperature
-        self.top_k[row] = params.top_k if params.top_k < self._vocab else 0
+        self.top_k[row] = params.top_k if params.top_k < self.vocab else 0
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
         self.seeds[row] = sequence.seed

@@ -229,6 +229,9 @@ class FakeRunner:
         seen -= a.presence[a.seen_rows] * (a.seen_counts > 0)
         logits[a.seen_rows, a.seen_tokens] = seen
         logits[a.banned_rows, a.banned_tokens] = -np.inf
+        if a.masks is not None:
+            allowed = np.unpackbits(a.masks().view(np.uint8), axis=1, count=VOCAB, bitorder="little").astype(bool)
+            logits[a.masked_rows] = np.where(allowed, logits[a.masked_rows], -np.inf)
         return logits
 
 
@@ -280,6 +283,7 @@ def make_engine(
     cache=None,
     blocks=None,
     drafts=None,
+    grammars=None,
     copying=(),
     ahead=False,
 ) -> Engine:
@@ -297,7 +301,7 @@ def make_engine(
     policy = policy or (WholePrompts() if budget >= context else Chunks())
     cache, runner = cache or PrivatePages(), FakeRunner(pages, page_size, budget, ahead)
     cache.attach_memory(FakeKV(runner, pages, page_size, *copying))
-    return Engine(config, runner, policy, cache, blocks or GlobalBlocks(), drafts)
+    return Engine(config, runner, policy, cache, blocks or GlobalBlocks(), drafts, grammars)
 
 
 def request(request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params) -> Request:

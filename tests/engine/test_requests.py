@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 
 from core.errors import EngineDeadError, RequestError
-from core.interfaces.request import SamplingParams
+from core.interfaces.grammar import GrammarBackend, Matcher
+from core.interfaces.request import Grammar, SamplingParams
 from plain.private import PrivatePages
 from tests.engine.fake_runner import (
     EOS,
@@ -336,6 +338,52 @@ def test_a_failing_step_ends_its_requests_and_spares_the_others(caplog):
         assert (events[name][-1].finish_reason, events[name][-1].error) == ("error", "ArithmeticError: bad token")
     assert events["waits"][-1].finish_reason == "length"
     assert engine.stats().requests_finished == {"stop": 0, "length": 1, "abort": 0, "error": 2}
+    assert_idle(engine)
+
+
+class Counting(Matcher):
+    """Allows 11, 12 and so on; breaks in ``method`` when it has accepted one."""
+
+    def __init__(self, method):
+        self.method, self.accepted = method, 0
+
+    def allowed(self):
+        if self.accepted and self.method == "allowed":
+            raise KeyError("no such state")
+        return np.array([1 << (11 + self.accepted), 0], np.uint32)
+
+    def accept(self, token):
+        if self.accepted and self.method == "accept":
+            raise KeyError("no such state")
+        assert token == 11 + self.accepted
+        self.accepted += 1
+
+
+class Countings(GrammarBackend):
+    def attach(self, vocabulary):
+        pass
+
+    def matcher(self, grammar):
+        return Counting(grammar.text)
+
+
+@pytest.mark.parametrize("method", ["allowed", "accept"])
+@pytest.mark.parametrize("others", [(), ("plain", "good")])
+def test_a_grammar_that_breaks_ends_its_own_request_alone(caplog, method, others):
+    engine = make_engine(context=CONTEXT, grammars=Countings())
+    bias = {EOS: 100}  # sampled as soon as everything is allowed: no "stop" then, for the form was not kept to
+    engine.add(request("bad", [1], max_tokens=9, grammar=Grammar("regex", method), logit_bias=bias))
+    for name in others:
+        grammar = Grammar("regex", "") if name == "good" else None
+        engine.add(request(name, [2], max_tokens=3, grammar=grammar, ignore_eos=True))
+    with caplog.at_level(logging.CRITICAL, logger="dovetail.engine"):
+        events = drain(engine)
+    engine.close()
+    last = events["bad"][-1]
+    assert (last.finish_reason, last.error) == ("error", "the grammar broke: KeyError: 'no such state'")
+    assert [events[name][-1].finish_reason for name in others] == ["length"] * len(others)
+    if others:
+        assert tokens_of(events["good"]) == [11, 12, 13]
     assert_idle(engine)
 
 
