@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import RequestError
 from frontends.openai_http.body import read_json
-from frontends.openai_http.chat import render
+from frontends.openai_http.chat import chat_prompt
 from frontends.openai_http.door import Door
-from frontends.openai_http.errors import response_to
+from frontends.openai_http.errors import invalid, response_to
 from frontends.openai_http.generation import encode
-from frontends.openai_http.schema import Message, Wire
+from frontends.openai_http.schema import ChatBody, Message, OfferedTool, Wire
 
 
 class TokenizeBody(Wire):
-    """Either a ``prompt``, or the ``messages`` of a chat."""
+    """Either a ``prompt``, or the ``messages`` of a chat with all that its prompt is made of."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None  # for a prompt they are, for a chat they are the template's affair
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, object] | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[OfferedTool] | None = None
+    tool_choice: Any = None
+    reasoning_effort: str | None = None
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -33,6 +40,16 @@ class TokenizeBody(Wire):
         if (self.prompt is None) == (not self.messages):
             raise PydanticCustomError("wrong", "give either prompt or messages")
         return self
+
+    def chat(self) -> ChatBody:
+        """What a chat would ask for. :raises RequestError: where it could not."""
+        try:
+            return ChatBody(**{name: getattr(self, name) for name in self.model_fields_set & _OF_A_CHAT})
+        except ValidationError as error:
+            raise invalid(error) from None
+
+
+_OF_A_CHAT = TokenizeBody.model_fields.keys() & ChatBody.model_fields.keys()
 
 
 class DetokenizeBody(Wire):
@@ -48,13 +65,10 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def tokenize(request: Request) -> Response:
         body = await door.reading(read_json(request, TokenizeBody, door.section.max_request_bytes))
         door.model_named(body.model)
-        special = body.add_special_tokens
         if body.prompt is not None:
-            ids = await encode(tokenizer, body.prompt, add_special_tokens=special is None or special)
+            ids = await encode(tokenizer, body.prompt, add_special_tokens=body.add_special_tokens is not False)
         else:
-            kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
-            text = render(door, body.messages or [], kwargs)
-            ids = await encode(tokenizer, text, add_special_tokens=bool(special))
+            ids = await chat_prompt(door, body.chat())
         answer = {"count": len(ids), "max_model_len": card.max_model_len, "tokens": ids}
         if body.return_token_strs:
             answer["token_strs"] = [tokenizer.token_text(token) for token in ids]

@@ -328,3 +328,22 @@ def test_a_schema_that_the_grammar_backend_refuses_is_told_of_as_tools():
     with pytest.raises(openai.BadRequestError) as refused:
         ask(served, tools=TOOLS, tool_choice="required")
     assert refused.value.param == "tools"
+
+
+def test_tokenize_gives_a_chats_template_what_the_chat_gives_it():
+    served = service("No.")
+    body = {"messages": USER, "tools": TOOLS, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}
+    with TestClient(create_app(served)) as http:
+        http.post("/v1/chat/completions", json=body).raise_for_status()
+        told = http.post("/tokenize", json=body).json()
+        http.post("/tokenize", json={**body, "tool_choice": "none"}).raise_for_status()
+        twice = http.post("/tokenize", json={**body, "tools": [TOOLS[1], TOOLS[1]]})
+        wrong = http.post("/tokenize", json={**body, "tool_choice": 7})
+    [chat, tokenized, without] = served.chat_template.seen
+    assert chat == tokenized
+    assert [each["function"]["name"] for each in tokenized[1]["tools"]] == ["weather", "time"]
+    assert tokenized[1]["reasoning_effort"] == "low"
+    assert "tools" not in without[1]
+    assert told["tokens"] == list(served.requests[0][1])
+    assert (twice.status_code, twice.json()["error"]["message"]) == (400, "two tools are named 'time'")
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tool_choice")
