@@ -246,11 +246,32 @@ class EngineClient:
 
     def _watch(self) -> None:
         while (life := self._life) is not None:
-            failure = self._follow(life)
-            again = self._after(life, failure)
-            life.release()
+            try:
+                failure = self._follow(life)
+                again = self._after(life, failure)
+                life.release()
+            except Exception as error:
+                self._give_up(life, error)
+                return
             if not again:
                 return
+
+    def _give_up(self, life: EngineProcess, error: Exception) -> None:
+        """Nobody reads any more what the engine says: whoever waits for it hears of that, and its process ends."""
+        log.error("the engine can be watched no longer", exc_info=error)
+        dead = EngineDeadError(f"the engine can be watched no longer: {type(error).__name__}: {error}")
+        with self._lock:
+            if self._state in (State.LOADING, State.READY):
+                self._state, self._detail, self._error = State.DEAD, str(dead), dead
+            lives = {life, self._life or life}  # two, if the next one has been started
+        for each in lives:
+            self._in_loop(self._bury, each, str(dead))
+        self._in_loop(self._mourn)
+        self._settled.set()
+        for each in lives:
+            with contextlib.suppress(Exception):  # it may be what broke
+                each.end(0.0)
+                each.release()
 
     def _follow(self, life: EngineProcess) -> wire.Failed | None:
         """Read one life's messages until it ends; what it said of its end."""

@@ -129,8 +129,9 @@ class EngineProcess:
         with self._send_lock:
             self._to_engine.close()
         self._from_engine.close()
-        if self._end_fd is not None:
-            os.close(self._end_fd)
+        end_fd, self._end_fd = self._end_fd, None  # closed once: its number may be another's then
+        if end_fd is not None:
+            os.close(end_fd)
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -80,25 +80,34 @@ def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -
 def run(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
     """Serve until a ``Stop``. Blocks on the inbox when there is nothing to do, never while there is."""
     try:
+        _serve(engine, inbox, outbox)
+    except BaseException:
+        try:
+            engine.close()
+        except Exception:  # as it may on a lost device; the parent is told what came first
+            log.exception("the engine could not be closed either")
+        raise
+    engine.close()
+
+
+def _serve(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
+    while True:
+        while not engine.has_work and not inbox.poll(IDLE_CHECK_MS):
+            engine.check()
         while True:
-            while not engine.has_work and not inbox.poll(IDLE_CHECK_MS):
-                engine.check()
-            while True:
-                try:
-                    raw = inbox.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                message = _decode(raw, outbox)
-                if isinstance(message, wire.Stop):
-                    return
-                if message is not None:
-                    _handle(engine, message, outbox)
-            if engine.has_work:
-                events = engine.step()
-                if events:
-                    outbox.send(wire.encode(wire.Step(list(events))))
-    finally:
-        engine.close()
+            try:
+                raw = inbox.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            message = _decode(raw, outbox)
+            if isinstance(message, wire.Stop):
+                return
+            if message is not None:
+                _handle(engine, message, outbox)
+        if engine.has_work:
+            events = engine.step()
+            if events:
+                outbox.send(wire.encode(wire.Step(list(events))))
 
 
 def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes]) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.engine import wire
+from core.engine import server, wire
 from core.engine.client import EngineClient
+from core.engine.process import EngineProcess
 from core.errors import EngineDeadError, ExitCode, Problem, RequestError, UserError
 from core.interfaces.request import Request, SamplingParams
 from tests.service import fake_engine
-from tests.service.fake_engine import BLOCKS, BREAKS, CLUMSY, DIES, REFUSED, NotPickledBack, Setup
+from tests.service.fake_engine import BLOCKS, BREAKS, CLUMSY, DIES, REFUSED, FakeEngine, NotPickledBack, Setup
 
 NOTICED_WITHIN = 2.0
 
@@ -328,6 +329,57 @@ def test_a_step_that_breaks_says_what_broke(caplog):
 
         assert asyncio.run(run()) == "the engine broke: ZeroDivisionError: the step broke"
     assert "raise ZeroDivisionError" in caplog.text
+
+
+def test_what_ended_the_engine_is_told_also_when_it_cannot_be_closed(caplog):
+    class Lost(FakeEngine):
+        def check(self):
+            raise EngineDeadError("the device is lost")
+
+        def close(self):
+            raise RuntimeError("nobody to free the memory of")
+
+    class Silent:
+        def poll(self, timeout):
+            return 0
+
+    with pytest.raises(EngineDeadError, match=r"^the device is lost$"):
+        server.run(Lost(Setup()), Silent(), None)
+    assert "RuntimeError: nobody to free the memory of" in caplog.text
+
+
+def test_everybody_who_waits_is_told_when_the_engine_can_be_watched_no_longer(caplog):
+    def broken(timeout):
+        raise KeyError("no such message")
+
+    told = "the engine can be watched no longer: KeyError: 'no such message'"
+    with engine(step_seconds=0.01) as client:
+
+        async def run():
+            stream = client.submit([request(max_tokens=None)])
+            await anext(stream)
+            client._life.receive = broken
+            async with asyncio.timeout(5):
+                with pytest.raises(EngineDeadError, match=told):
+                    await collect(stream)
+                return await client.wait_dead()
+
+        assert asyncio.run(run()) == told
+        assert client.dead
+    assert "Traceback" in caplog.text
+
+
+def test_a_load_that_can_be_watched_no_longer_is_over(monkeypatch):
+    def broken(life, timeout):
+        raise KeyError("no such message")
+
+    monkeypatch.setattr(EngineProcess, "receive", broken)
+    client = EngineClient(fake_engine.build, Setup(build="block"))
+    client.start()
+    assert client._settled.wait(10)
+    with pytest.raises(EngineDeadError, match="the engine can be watched no longer"):
+        client.wait_ready()
+    client.close()
 
 
 def test_a_dead_engine_is_started_again_as_often_as_agreed():
