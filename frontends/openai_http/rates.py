@@ -6,6 +6,7 @@ An asker is a key's name, or, where no keys are wanted, a client's address.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 
@@ -15,7 +16,7 @@ from frontends.openai_http.current import asker
 from frontends.openai_http.errors import error_body, refusal
 
 MINUTE = 60.0  # seconds
-_REMEMBERED = 10_000  # askers; beyond that those whose buckets are full are forgotten
+_REMEMBERED = 10_000  # askers; beyond that who has not asked for longest is forgotten
 
 
 class Bucket:
@@ -31,9 +32,6 @@ class Bucket:
         self._seen = now
         return self._level
 
-    def full(self, now: float) -> bool:
-        return self.level(now) >= self._most
-
     def take(self, amount: float) -> None:
         self._level -= amount
 
@@ -48,7 +46,7 @@ class Rates:
     def __init__(self, requests: int | None, tokens: int | None, clock: Callable[[], float] = monotonic) -> None:
         self._limits = {"requests": requests, "tokens": tokens}
         self._clock = clock
-        self._buckets: dict[str, dict[str, Bucket]] = {}
+        self._buckets: OrderedDict[str, dict[str, Bucket]] = OrderedDict()  # who asked last comes last
 
     @property
     def limited(self) -> bool:
@@ -75,10 +73,10 @@ class Rates:
 
     def _of(self, who: str, now: float) -> dict[str, Bucket]:
         if (found := self._buckets.get(who)) is not None:
+            self._buckets.move_to_end(who)
             return found
         if len(self._buckets) >= _REMEMBERED:
-            kept = ((name, each) for name, each in self._buckets.items() if not all(one.full(now) for one in each.values()))
-            self._buckets = dict(kept)
+            self._buckets.popitem(last=False)
         self._buckets[who] = {kind: Bucket(limit, now) for kind, limit in self._limits.items() if limit is not None}
         return self._buckets[who]
 

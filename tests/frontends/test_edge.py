@@ -105,6 +105,16 @@ def test_tokens_may_end_in_debt_which_is_waited_off():
     assert rates.admit("ann") is None
 
 
+def test_of_more_askers_than_are_remembered_who_asked_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr("frontends.openai_http.rates._REMEMBERED", 2)
+    rates = Rates(1, None, lambda: 0.0)
+    assert [rates.admit(who) for who in ("ann", "ben")] == [None] * 2
+    assert rates.admit("ann") == ("requests", 60.0)
+    assert rates.admit("eve") is None  # in the place of ben, though he is not through with his minute
+    assert [rates.admit(who) for who in ("ann", "eve")] == [("requests", 60.0)] * 2
+    assert list(rates._buckets) == ["ann", "eve"]
+
+
 def test_who_asks_too_often_is_told_when_to_come_back_and_others_are_not():
     async def use(web):
         def by(key):
