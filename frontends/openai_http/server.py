@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -23,6 +24,9 @@ from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
 from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.tracing import provider_of
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 log = logging.getLogger("dovetail.http")
 
@@ -42,15 +46,17 @@ class OpenAIServer(FrontEnd):
         self._section = section
         self._drain_timeout = drain_timeout
         _check_certificate(section)
-        self._traces = None if section.otlp_traces_endpoint is None else provider_of(section.otlp_traces_endpoint)
-        self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
+        self._traces: TracerProvider | None = None
         self._metrics: socket.socket | None = None
-        if section.metrics_port is not None:
-            try:
+        self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
+        try:
+            if section.metrics_port is not None:
                 self._metrics = _bind(section.host, section.metrics_port, "metrics_port")
-            except UserError:
-                self._bound.close()
-                raise
+            if section.otlp_traces_endpoint is not None:
+                self._traces = provider_of(section.otlp_traces_endpoint)  # last: it starts a thread
+        except BaseException:
+            self.close()
+            raise
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._hurry = asyncio.Event()

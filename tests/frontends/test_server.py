@@ -269,6 +269,18 @@ def test_two_servers_that_started_together():
     first.close()
 
 
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+def test_nothing_is_left_of_a_server_whose_port_is_in_use(monkeypatch, setting):
+    """No thread that sends traces, and no socket: one would be warned of."""
+    made = []
+    monkeypatch.setattr("frontends.openai_http.server.provider_of", made.append)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"port": 0, setting: taken.getsockname()[1]}
+        with pytest.raises(UserError, match="is in use by another program"):
+            OpenAIServer(HttpSettings(**ports, otlp_traces_endpoint="http://127.0.0.1:9/v1/traces"), drain_timeout=0)
+    assert made == []
+
+
 def test_a_port_in_use_is_the_users_to_mend():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
