@@ -188,13 +188,15 @@ def _told(gained: Gained) -> dict[str, Any]:
 
 def _logprobs(infos: tuple[TokenInfo, ...] | list[TokenInfo]) -> dict[str, Any]:
     return {
-        "content": [
-            _token(info.text, info.bytes, info.logprob)
-            | {"top_logprobs": [_token(top.text, top.bytes, top.logprob) for top in info.top]}
-            for info in infos
-        ],
+        "content": [logprob_of(info) for info in infos],
         "refusal": None,
     }
+
+
+def logprob_of(info: TokenInfo) -> dict[str, Any]:
+    """A token and the likeliest in its place, as chats and responses tell of them."""
+    top = [_token(each.text, each.bytes, each.logprob) for each in info.top]
+    return _token(info.text, info.bytes, info.logprob) | {"top_logprobs": top}
 
 
 def _token(text: str, raw: bytes, logprob: float) -> dict[str, Any]:

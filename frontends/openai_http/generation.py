@@ -117,7 +117,7 @@ async def answer(
     streaming = False
     try:
         if not call.stream:
-            await while_connected(request.receive, _collect(deltas, progress))
+            await while_connected(request.receive, collect(deltas, progress))
             choices = [form.whole(choice, gathered) for choice, gathered in enumerate(choosing(progress.choices))]
             return response_to(200, _shared(door, call, form.object) | {"choices": choices, "usage": progress.usage()}, headers)
         # The status line waits for the first delta, so that a refusal can still be a status.
@@ -150,7 +150,8 @@ def _shared(door: Door, call: Call, kind: str) -> dict[str, Any]:
     }
 
 
-async def _collect(deltas: Deltas, progress: Progress) -> None:
+async def collect(deltas: Deltas, progress: Progress) -> None:
+    """All of a call that is answered whole. :raises GenerationError: when it did not come to its end."""
     while batch := await deltas.batch():
         progress.take(batch)
         if progress.failure is not None:

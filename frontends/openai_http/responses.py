@@ -16,10 +16,10 @@ from core.errors import RequestError
 from core.interfaces.frontend import TextDelta, TokenInfo
 from frontends.openai_http.blocks import Action, Block, Blocks
 from frontends.openai_http.body import read_json
-from frontends.openai_http.chat import chat_prompt
+from frontends.openai_http.chat import chat_prompt, logprob_of
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.errors import describe
-from frontends.openai_http.generation import LOWEST_LOGPROB, Gathered
+from frontends.openai_http.generation import Gathered
 from frontends.openai_http.outline import Outline, outline
 from frontends.openai_http.params import chat_names, chat_params, check_limits, check_supported, renamed
 from frontends.openai_http.response_items import choice_of, format_of, messages_of, tool_of
@@ -132,7 +132,7 @@ class ResponseStory:
 
     def _grown(self, block: Block, text: str) -> Event:
         if block.kind == "text":
-            logprobs, self._untold = [_logprob(info) for info in self._untold], []
+            logprobs, self._untold = [logprob_of(info) for info in self._untold], []
             self._logprobs.setdefault(block.index, []).extend(logprobs)
             return self._event("response.output_text.delta", **self._place(block), delta=text, logprobs=logprobs)
         if block.kind == "reasoning":
@@ -276,12 +276,6 @@ def _status(last: TextDelta) -> str:
 
 def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
-def _logprob(info: TokenInfo) -> dict[str, Any]:
-    top = [{"token": each.text, "logprob": max(each.logprob, LOWEST_LOGPROB), "bytes": list(each.bytes)} for each in info.top]
-    shown = {"token": info.text, "logprob": max(info.logprob, LOWEST_LOGPROB), "bytes": list(info.bytes)}
-    return {**shown, "top_logprobs": top}
 
 
 def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:

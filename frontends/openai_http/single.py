@@ -15,7 +15,7 @@ from core.interfaces.frontend import TextDelta
 from frontends.openai_http.deltas import Deltas, while_connected
 from frontends.openai_http.door import Call, Door
 from frontends.openai_http.errors import GenerationError, StoppingError, response_to
-from frontends.openai_http.generation import Gathered, Progress
+from frontends.openai_http.generation import Gathered, Progress, collect
 from frontends.openai_http.metrics import Stopwatch
 from frontends.openai_http.sse import EventStream
 
@@ -48,7 +48,7 @@ async def tell(door: Door, request: Request, call: Call, story: Story) -> Respon
     streaming = False
     try:
         if not call.stream:
-            await while_connected(request.receive, _collect(deltas, progress))
+            await while_connected(request.receive, collect(deltas, progress))
             return response_to(200, story.whole(gathered, progress.usage()), headers)
         # As for completions: a refusal can be a status until the first delta is there.
         taken = progress.take(await while_connected(request.receive, deltas.batch()))
@@ -60,14 +60,6 @@ async def tell(door: Door, request: Request, call: Call, story: Story) -> Respon
     finally:
         if not streaming:
             await door.finish(call)
-
-
-async def _collect(deltas: Deltas, progress: Progress) -> None:
-    while batch := await deltas.batch():
-        progress.take(batch)
-        if progress.failure is not None:
-            raise progress.failure
-    progress.done()
 
 
 async def _events(
