@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import sys
@@ -145,6 +146,7 @@ def _text_service(client: EngineClient, plan: Plan) -> TextService:
 
     tokenizer, chat_template, card = _text_side(plan)
     limits = client.wait_ready()
+    card = dataclasses.replace(card, at_once=limits.at_once)
     service = TextService(client, tokenizer, chat_template, card, limits)
     service.tool_parser, service.reasoning_parser = parsers(plan)
     return service

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from core.compose.defaults import defaults
@@ -48,10 +48,15 @@ class Setting:
     def is_list(self) -> bool:
         return any(_is_class(part, (tuple, list, set, frozenset)) for part in _members(self.annotation))
 
+    @property
+    def is_secret(self) -> bool:
+        return any(_is_class(inner, (SecretStr,)) for part in _members(self.annotation) for inner in (part, *get_args(part)))
+
     def decode(self, text: str) -> Any:
         """A flag's or variable's text as pydantic wants it: lists from commas or JSON, tables from JSON, words in any case."""
         if self.is_list and not text.lstrip().startswith("["):
-            return [part.strip() for part in text.split(",") if part.strip()]
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            return [""] if self.is_secret and not parts else parts  # of an unset shell variable: not the same as none wanted
         members = list(_members(self.annotation))
         if self.is_list or any(_is_class(part, (dict, BaseModel)) for part in members):
             try:

@@ -94,7 +94,10 @@ class Health:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a front end tells of the model it serves. ``defaults`` are the checkpoint's own sampling defaults."""
+    """What a front end tells of the model it serves. ``defaults`` are the checkpoint's own sampling defaults.
+
+    ``at_once``: continuations that can run and wait together, so the most a call may ask for; None where that is not known.
+    """
 
     name: str
     served_names: tuple[str, ...]
@@ -102,6 +105,7 @@ class ModelCard:
     vocab: int
     created: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    at_once: int | None = None
 
 
 class Composer(Protocol):

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import RequestError
-from core.interfaces.frontend import TextDelta, TokenInfo
+from core.interfaces.frontend import ModelCard, TextDelta, TokenInfo
 from core.interfaces.request import SamplingParams
 from frontends.openai_http.body import read_body
 from frontends.openai_http.deltas import while_connected
@@ -88,6 +88,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         model = door.model_named(body.model)
         params = completion_params(body, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
         given = body.prompt if body.prompt_token_ids is None else [body.prompt_token_ids]
+        _check_at_once(door.service.card, len(given), params.n)
         prompts = [await _token_ids(door, body, prompt) for prompt in given]
         params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))
         for prompt in prompts:
@@ -106,6 +107,16 @@ def add_routes(app: FastAPI, door: Door) -> None:
             return await answer(door, request, call, form, partial(_likeliest, n=n, of=params.n))
         except RequestError as error:
             raise renamed(error, {"grammar": field_of(body)}) from None
+
+
+def _check_at_once(card: ModelCard, num_prompts: int, n: int) -> None:
+    """:raises RequestError: for a call that would find the queue full for ever."""
+    if card.at_once is not None and num_prompts * n > card.at_once:
+        raise RequestError(
+            f"{num_prompts} prompts with {n} continuations each are more than this server takes at once: "
+            f"at most {card.at_once} continuations; send several calls",
+            param="prompt" if num_prompts > 1 else "n",
+        )
 
 
 async def _token_ids(door: Door, body: CompletionBody, prompt: str | list[int]) -> list[int]:

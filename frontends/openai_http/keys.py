@@ -43,9 +43,16 @@ class Keys:
 def keys_of(section: HttpSettings) -> Keys:
     """``NAME=KEY`` or ``KEY``, from the settings and from the lines of the file.
 
-    :raises UserError: when the file cannot be read or has no key.
+    :raises UserError: for an empty key, and when the file cannot be read or has no key.
     """
     entries = [secret.get_secret_value() for secret in section.api_key]
+    if not all(entry.strip() for entry in entries):
+        raise UserError.of(
+            "no API key in --api-key: it is empty",
+            "openai_http.api_key",
+            "--api-key KEY; if a shell variable has the key, see that it is set",
+            "leave --api-key out if everybody may ask",
+        )
     if section.api_key_file is not None:
         entries += _lines(Path(section.api_key_file))
     return Keys(_named(number, entry) for number, entry in enumerate(entries, 1))

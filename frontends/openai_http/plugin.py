@@ -7,8 +7,22 @@ from collections.abc import Iterable
 from core.errors import UserError
 from core.hookspecs import hookimpl
 from core.interfaces.frontend import FrontEnd
+from core.interfaces.rules import Condition, FactRef, Remedy, Rule
 from core.offers import Alias, Context, FrontEndOffer
 from frontends.openai_http.settings import HttpSettings
+
+PORTS_ALIKE = Rule(
+    id="metrics-port-is-the-servers",
+    when=(
+        Condition("settings.openai_http.metrics_port", "==", FactRef("settings.openai_http.port")),
+        Condition("settings.openai_http.metrics_port", "!=", 0),
+    ),
+    reason="--metrics-port {settings.openai_http.metrics_port} is the server's own port, and is to be one for /metrics alone",
+    remedies=(
+        Remedy("leave --metrics-port out: the server's own port has /metrics too", {"openai_http.metrics_port": None}),
+        Remedy("--metrics-port 0 to have a free one picked", {"openai_http.metrics_port": 0}),
+    ),
+)
 
 
 def create(context: Context) -> FrontEnd:
@@ -33,6 +47,7 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
         summary="OpenAI-compatible HTTP server (chat completions, completions, models, health, metrics)",
         settings=HttpSettings,
         create=create,
+        rules=(PORTS_ALIKE,),
         aliases=(
             Alias(flag="--host", sets="host", summary="address to listen on"),
             Alias(flag="--port", sets="port", summary="port to listen on"),

@@ -22,6 +22,7 @@ from core.interfaces.frontend import FrontEnd, Service
 from frontends.openai_http.app import create_app
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
+from frontends.openai_http.keys import keys_of
 from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.tracing import provider_of
 
@@ -46,6 +47,7 @@ class OpenAIServer(FrontEnd):
         self._section = section
         self._drain_timeout = drain_timeout
         _check_certificate(section)
+        keys_of(section)  # now, so that a server that would let in everybody or nobody loads no model
         self._traces: TracerProvider | None = None
         self._metrics: socket.socket | None = None
         self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded

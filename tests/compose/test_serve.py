@@ -115,6 +115,24 @@ def test_two_offers_with_one_name(tmp_path):
     )
 
 
+def test_the_servers_port_is_none_for_the_metrics_alone():
+    assert refused("--device", "cpu", "--port", "8123", "--metrics-port", "8123") == (
+        "dovetail: error: --metrics-port 8123 is the server's own port, and is to be one for /metrics alone\n"
+        "  set by: --metrics-port, --port\n"
+        "  remedy: leave --metrics-port out: the server's own port has /metrics too\n"
+        "  remedy: --metrics-port 0 to have a free one picked\n"
+    )
+
+
+def test_an_api_key_from_a_variable_that_is_not_set():
+    assert refused("--device", "cpu", "--port", "0", "--api-key", "") == (
+        "dovetail: error: no API key in --api-key: it is empty\n"
+        "  set by: --api-key\n"
+        "  remedy: --api-key KEY; if a shell variable has the key, see that it is set\n"
+        "  remedy: leave --api-key out if everybody may ask\n"
+    )
+
+
 def test_one_unknown_key_in_a_section(tmp_path):
     (tmp_path / "demo.toml").write_text('model = "random:tiny"\n\n[openai_http]\nprot = 8000\n')
     assert refused("--config", "demo.toml", "--explain", cwd=tmp_path) == (

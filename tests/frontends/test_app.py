@@ -1,6 +1,7 @@
 """The application without a network: what it refuses and how, what it passes on, what it does when a client leaves."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from core.interfaces.request import Grammar
 from frontends.openai_http.app import create_app
 from frontends.openai_http.deltas import MOST_UNREAD, TURN, Deltas
 from frontends.openai_http.errors import StoppingError
+from frontends.openai_http.server import OpenAIServer
 from frontends.openai_http.settings import HttpSettings
 from tests.frontends.fake_service import ANSWER, BOS, FakeService
 
@@ -626,6 +628,24 @@ def test_answer_is_what_the_fake_says():
     assert post(CHAT, {"messages": USER}).json()["choices"][0]["message"]["content"] == ANSWER
 
 
+def test_more_prompts_than_can_ever_run_and_wait_are_no_matter_of_trying_again():
+    service = FakeService()
+    service.card = dataclasses.replace(service.card, at_once=5)
+    service.tokenizer.encode = None  # nothing is read before it is refused
+    response = post("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}, service)
+    assert response.status_code == 400
+    assert error_of(response) == {
+        "message": "3 prompts with 2 continuations each are more than this server takes at once: "
+        "at most 5 continuations; send several calls",
+        "type": "invalid_request_error",
+        "param": "prompt",
+        "code": "invalid_value",
+    }
+    service = FakeService()
+    service.card = dataclasses.replace(service.card, at_once=6)
+    assert len(post("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}, service).json()["choices"]) == 6
+
+
 # --- tokens, keys, load ------------------------------------------------------------------------------------------------
 
 
@@ -705,6 +725,19 @@ def test_keys_are_named_in_the_log_and_never_shown(caplog):
     said = [record.getMessage() for record in caplog.records if record.name == "dovetail.http"]
     assert said == ["GET /v1/models by alice", "GET /v1/models by key 2"]
     assert "sk-" not in repr(HttpSettings(**section))
+
+
+@pytest.mark.parametrize("given", [[""], ["alice=sk-a", " "]])
+def test_an_empty_key_is_refused_before_anything_is_loaded(given):
+    section = HttpSettings.model_validate(dict(HttpSettings(api_key=given, port=0)))  # as a plan hands it on
+    with pytest.raises(UserError) as refused:
+        OpenAIServer(section, drain_timeout=1.0)
+    assert str(refused.value) == (
+        "no API key in --api-key: it is empty\n"
+        "  set by: openai_http.api_key\n"
+        "  remedy: --api-key KEY; if a shell variable has the key, see that it is set\n"
+        "  remedy: leave --api-key out if everybody may ask"
+    )
 
 
 def test_a_file_without_keys_is_refused(tmp_path):

@@ -28,6 +28,7 @@ class Setup:
     max_waiting: int = 10_000
     build: str = "well"  # "user error", "crash", "die", "block"
     marker: str = ""
+    at_once: int | None = None
 
 
 def build(setup):
@@ -62,7 +63,7 @@ class FakeEngine:
         self.finished = {}
         self.steps = 0
         self.closed = False
-        self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB)
+        self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB, at_once=setup.at_once)
 
     @property
     def has_work(self):

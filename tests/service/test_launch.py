@@ -45,8 +45,9 @@ def test_the_card_tells_what_is_served(monkeypatch):
     async def visit(service):
         return service.card, service.chat_template.render([{"role": "user", "content": "Hi"}])
 
-    _, (card, prompt) = served(monkeypatch, visit, plan(served_model_name=("a", "b")))
+    _, (card, prompt) = served(monkeypatch, visit, plan(served_model_name=("a", "b"), setup=Setup(at_once=7)))
     assert (card.name, card.served_names, card.max_model_len, card.vocab) == ("random:tiny", ("a", "b"), 2048, 512)
+    assert card.at_once == 7
     assert abs(card.created - time.time()) < 60
     assert "Hi" in prompt
     _, (card, _) = served(monkeypatch, visit, plan())
