@@ -718,7 +718,7 @@ def test_a_server_with_keys_lets_in_who_shows_one(tmp_path):
 
 
 def test_keys_are_named_in_the_log_and_never_shown(caplog):
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="dovetail")
     section = {"api_key": ("alice=sk-secret", "sk-other")}
     for key in ("sk-secret", "sk-other", "sk-wrong"):
         authorized(section, "/v1/models", {"authorization": f"Bearer {key}"})

@@ -63,7 +63,7 @@ class FakeEngine:
         self.finished = {}
         self.steps = 0
         self.closed = False
-        self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB, at_once=setup.at_once)
+        self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB, at_once=None if setup is None else setup.at_once)
 
     @property
     def has_work(self):
