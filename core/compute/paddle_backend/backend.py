@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from paddle import Tensor
 from paddle.nn import functional
 
+from core.compute import room
 from core.compute.paddle_backend import linear, logits, machine, quantized, rope, step
 from core.compute.paddle_backend.attention import PagedKV
 from core.compute.paddle_backend.linear import PaddleLinear, Target
 from core.compute.paddle_backend.step import Step
-from core.errors import UserError
 from core.host import usable_cores
-from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
+from core.interfaces.compute import ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.quantizer import Quantizer
 
@@ -70,18 +70,9 @@ class PaddleBackend(ComputeBackend):
             return placed
 
     def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
-        wanted = num_pages * page_size * spec.kv_bytes_per_token(DTYPE_BYTES[self.dtype])
-        what = f"{num_pages} KV pages of {page_size} tokens ({wanted / 2**30:.2f} GiB)"
-        remedies = (
-            "lower --num-gpu-blocks-override, or leave it out to size the pages from memory",
-            "lower --max-num-seqs or --max-model-len",
-        )
         free, _ = self.memory()
-        if wanted > free:
-            raise UserError.of(
-                f"there is not enough memory for {what}: {free / 2**30:.2f} GiB of {self.device} is free", "", *remedies
-            )
-        with machine.memory_for(what, *remedies):
+        what = room.for_pages(spec, self.dtype, num_pages, page_size, free, self.device)
+        with machine.memory_for(what, *room.REMEDIES):
             return PagedKV(spec, num_pages, page_size, self.dtype, self._target.place)
 
     def memory(self) -> tuple[int, int]:

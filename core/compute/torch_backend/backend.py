@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from core.compute import room
 from core.compute.torch_backend import fp8, linear, logits, machine, quantized, rope, step
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
 from core.compute.torch_backend.step import Step
-from core.errors import UserError
 from core.host import usable_cores
-from core.interfaces.compute import DTYPE_BYTES, ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
+from core.interfaces.compute import ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.parallel import Collective
 from core.interfaces.quantizer import Quantizer
@@ -102,18 +102,9 @@ class TorchBackend(ComputeBackend):
             return placed
 
     def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
-        wanted = num_pages * page_size * spec.kv_bytes_per_token(DTYPE_BYTES[self.dtype])
-        what = f"{num_pages} KV pages of {page_size} tokens ({wanted / 2**30:.2f} GiB)"
-        remedies = (
-            "lower --num-gpu-blocks-override, or leave it out to size the pages from memory",
-            "lower --max-num-seqs or --max-model-len",
-        )
         free, _ = self.memory()
-        if wanted > free:
-            raise UserError.of(
-                f"there is not enough memory for {what}: {free / 2**30:.2f} GiB of {self.device} is free", "", *remedies
-            )
-        with machine.memory_for(what, *remedies):
+        what = room.for_pages(spec, self.dtype, num_pages, page_size, free, self.device)
+        with machine.memory_for(what, *room.REMEDIES):
             return self._kv_memory(spec, num_pages, page_size)
 
     def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:

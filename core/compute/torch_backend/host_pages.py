@@ -5,14 +5,12 @@ A page is [layers, 2, page, kv_heads, head_dim] there, contiguous, where in the 
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.errors import EngineDeadError
+from core.compute import host_copies
 from core.interfaces.compute import Copying, HostPages
 
 CHUNK_BYTES = 32 * 2**20
@@ -37,48 +35,9 @@ class _Places:
         return self._chunks[chunk][index]
 
 
-class _Task(Copying):
-    def __init__(self, future: Future[None]) -> None:
-        self._future = future
-
-    def done(self) -> bool:
-        if self._future.done():
-            self.wait()
-            return True
-        return False
-
-    def wait(self) -> None:
-        try:
-            self._future.result()
-        except Exception as error:
-            raise EngineDeadError(f"KV pages cannot be copied: {error}") from error
-
-
-class PagesOfCpu(HostPages):
-    """One thread copies: PyTorch lets go of the interpreter meanwhile."""
-
+class PagesOfCpu(host_copies.PagesOfCpu):
     def __init__(self, memory: Tensor, number: int) -> None:
-        self.number = number
-        self._memory = memory
-        self._places = _Places(memory, number, pinned=False)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-pages")
-
-    def save(self, pages: NDArray[np.int32], places: NDArray[np.int32]) -> Copying:
-        return self._copy(pages.tolist(), places.tolist(), out=True)
-
-    def restore(self, places: NDArray[np.int32], pages: NDArray[np.int32]) -> Copying:
-        return self._copy(pages.tolist(), places.tolist(), out=False)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-    def _copy(self, pages: list[int], places: list[int], out: bool) -> Copying:
-        def copy() -> None:
-            for page, place in zip(pages, places, strict=True):
-                here, there = self._memory[:, :, page], self._places[place]
-                (there.copy_(here) if out else here.copy_(there))
-
-        return _Task(self._thread.submit(copy))
+        super().__init__(memory, _Places(memory, number, pinned=False), number)
 
 
 class _Event(Copying):

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from core.compute import frequencies
 from core.interfaces.model import DecoderSpec, RopeStyle
 
 
 def inverse_frequencies(spec: DecoderSpec) -> Tensor:
     """Radians a position for each pair of a head, float64 [head_dim / 2]."""
-    exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
-    frequencies = spec.rope_theta**-exponents
-    scaling = spec.rope_scaling
-    if scaling is None:
-        return frequencies
-    kind, factor = scaling.get("rope_type", scaling.get("type")), float(scaling["factor"])
-    if kind == "linear":
-        return frequencies / factor
-    if kind != "llama3":
-        raise ValueError(f"rope scaling {kind!r} should have been refused by the model's family")
-    # Pairs that turn often within the trained context stay as they are, those that hardly turn are slowed by the factor,
-    # and a ramp joins the two.
-    turns = float(scaling["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / factor)
+    return torch.from_numpy(frequencies.inverse_frequencies(spec))
 
 
 def table(spec: DecoderSpec, positions: int, device: torch.device) -> Tensor:
