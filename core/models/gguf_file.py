@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd, prod
@@ -21,6 +23,7 @@ from core.interfaces.model import Tensor
 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+LENGTH = struct.Struct("<Q")
 ALIGNMENT = 32  # unless general.alignment says otherwise
 MOST_DIMS = 4
 CHUNK = 1 << 17  # values unpacked at a time
@@ -37,9 +40,9 @@ class Blocks:
 
 
 class HeaderWalk:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, at: int = 0) -> None:
         self.data = data
-        self.at = 0
+        self.at = at
 
     def scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self.data, self.at)
@@ -66,12 +69,34 @@ class HeaderWalk:
         if kind != ARRAY:
             raise ValueError(f"it has a value of the unknown kind {kind}")
         element, count = self.scalar("I"), self.count()
+        if element == STRING:
+            return [self.data[start:end].decode("utf-8", "replace") for start, end in self.strings(count)]
         if element not in SCALARS:
             return [self.value(element) for _ in range(count)]
         layout = f"<{count}{SCALARS[element]}"
         values = struct.unpack_from(layout, self.data, self.at)
         self.at += struct.calcsize(layout)
         return list(values)
+
+    def strings(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where each of them begins and ends. Of a vocabulary there are a hundred thousand: what is done for each counts."""
+        at, data, last, length = self.at, self.data, len(self.data), LENGTH.unpack_from
+        for _ in range(count):
+            start = at + LENGTH.size
+            at = start + length(data, at)[0]
+            if at > last:
+                raise ValueError("it is truncated")
+            yield start, at
+        self.at = at
+
+    def pass_by(self, kind: int) -> None:
+        """A value that may not be wanted."""
+        start = self.at
+        if kind == ARRAY and self.scalar("I") == STRING:
+            deque(self.strings(self.count()), maxlen=0)
+        else:
+            self.at = start
+            self.value(kind)
 
     def blocks(self) -> tuple[str, Blocks]:
         name, dims = self.string(), self.scalar("I")
@@ -81,8 +106,33 @@ class HeaderWalk:
         return name, Blocks(self.scalar("I"), shape, self.scalar("Q"))
 
 
+class Metadata(Mapping[str, Any]):
+    """Values by key. Each is read when it is asked for: a launch opens the file several times, and few want a vocabulary."""
+
+    def __init__(self, walk: HeaderWalk, count: int) -> None:
+        self._data = walk.data
+        self._read: dict[str, Any] = {}
+        self._places: dict[str, tuple[int, int]] = {}  # of a value: its kind, and where it lies
+        for _ in range(count):
+            key, kind = walk.string(), walk.scalar("I")
+            self._places[key] = kind, walk.at
+            walk.pass_by(kind)
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._read:
+            kind, at = self._places[key]
+            self._read[key] = HeaderWalk(self._data, at).value(kind)
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class GgufFile:
-    """``metadata`` holds every key; ``tensors`` where each tensor lies, its offset counted from the file's beginning."""
+    """``metadata`` holds every key, while the file is open; ``tensors`` where each tensor lies, counted from the file's beginning."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,10 +151,7 @@ class GgufFile:
         if version not in (2, 3):
             raise ValueError(f"its GGUF version is {version}, not 2 or 3 (of a little-endian machine)")
         tensors, keys = walk.count(), walk.count()
-        self.metadata: dict[str, Any] = {}
-        for _ in range(keys):
-            key = walk.string()
-            self.metadata[key] = walk.value(walk.scalar("I"))
+        self.metadata = Metadata(walk, keys)
         self.tensors: dict[str, Blocks] = {}
         for _ in range(tensors):
             name, at = walk.blocks()

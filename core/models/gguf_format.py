@@ -91,7 +91,8 @@ def translate(file: GgufFile) -> dict[str, Any]:
             "split.count in the file's metadata",
             "merge the parts with llama.cpp's gguf-split --merge",
         )
-    given = {key.removeprefix(f"{architecture}."): value for key, value in file.metadata.items()}
+    own = (key for key in file.metadata if not key.startswith("tokenizer.") or key.endswith("_token_id"))
+    given = {key.removeprefix(f"{architecture}."): file.metadata[key] for key in own}
     config: dict[str, Any] = {ours: given[theirs] for theirs, ours in TRANSLATED.items() if theirs in given}
     config |= {
         ours: given[f"tokenizer.ggml.{theirs}_token_id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,20 @@ def gguf_files(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _named(metadata: dict[str, Any]) -> dict[str, str]:
+def _named(metadata: Mapping[str, Any]) -> dict[str, str]:
     tokens = metadata["tokenizer.ggml.tokens"]
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {role: metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in roles.items()}
     return {role: tokens[token_id] for role, token_id in ids.items() if token_id is not None and token_id < len(tokens)}
 
 
-def _eos_ids(metadata: dict[str, Any]) -> list[int]:
+def _eos_ids(metadata: Mapping[str, Any]) -> list[int]:
     """End of text and, where the file tells it apart, end of turn."""
     ids = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
     return [token_id for token_id in dict.fromkeys(ids) if token_id is not None]
 
 
-def _byte_level(metadata: dict[str, Any], path: Path) -> JsonTokenizer:
+def _byte_level(metadata: Mapping[str, Any], path: Path) -> JsonTokenizer:
     kind = metadata.get("tokenizer.ggml.pre", "default")
     splits: dict[str, list[Any]] = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -117,13 +118,13 @@ def _byte_level(metadata: dict[str, Any], path: Path) -> JsonTokenizer:
     )
 
 
-def _controls(metadata: dict[str, Any]) -> dict[str, int]:
+def _controls(metadata: Mapping[str, Any]) -> dict[str, int]:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata["tokenizer.ggml.token_type"]
     return {token: token_id for token_id, token in enumerate(tokens) if kinds[token_id] == _CONTROL}
 
 
-def _sentencepiece(metadata: dict[str, Any]) -> SentencePieceTokenizer:
+def _sentencepiece(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     controls = _controls(metadata)
     return SentencePieceTokenizer(
         _model_proto(metadata),
@@ -136,7 +137,7 @@ def _sentencepiece(metadata: dict[str, Any]) -> SentencePieceTokenizer:
     )
 
 
-def _model_proto(metadata: dict[str, Any]) -> bytes:
+def _model_proto(metadata: Mapping[str, Any]) -> bytes:
     """The metadata as the protocol-buffer message that SentencePiece stores in a tokenizer.model."""
     rows = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
     pieces = [
