@@ -63,6 +63,11 @@ class LogitAdjustment:
     masked_rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     masks: Callable[[], NDArray[np.uint32]] | None = None
 
+    def allowed(self, vocab: int) -> NDArray[np.bool_]:
+        """What ``masks`` gives, a truth a token: [rows, V]."""
+        assert self.masks is not None
+        return np.unpackbits(self.masks().view(np.uint8), axis=1, count=vocab, bitorder="little").view(np.bool_)
+
 
 @dataclass(slots=True)
 class SamplingRows:
@@ -167,6 +172,13 @@ class Linear(ABC):
     in_features: int
     nbytes: int  # bytes really held, scales and padding included
     format: str  # how it is held, for people: "bfloat16", "bfloat16 packed for oneDNN", "wint4 g128", ...
+
+    def __init__(self, role: Role, shape: Sequence[int], nbytes: int, format: str) -> None:
+        """``shape``: (out, in)."""
+        self.role = role
+        self.out_features, self.in_features = shape
+        self.nbytes = nbytes
+        self.format = format
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,8 +230,7 @@ class FakeRunner:
         logits[a.seen_rows, a.seen_tokens] = seen
         logits[a.banned_rows, a.banned_tokens] = -np.inf
         if a.masks is not None:
-            allowed = np.unpackbits(a.masks().view(np.uint8), axis=1, count=VOCAB, bitorder="little").astype(bool)
-            logits[a.masked_rows] = np.where(allowed, logits[a.masked_rows], -np.inf)
+            logits[a.masked_rows] = np.where(a.allowed(VOCAB), logits[a.masked_rows], -np.inf)
         return logits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,10 +13,11 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
+from core.compute import parts
 from core.compute.paddle_backend.machine import Place, adopted, to_device
 from core.interfaces.compute import DType, Linear
 from core.interfaces.model import DecoderSpec, Role, Weight
-from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
+from core.interfaces.quantizer import Packed, Quantizer
 
 Host = NDArray[np.generic]
 HOST: dict[DType, type[np.generic]] = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -26,12 +27,6 @@ BFLOAT16_EPS = 2.0**-7
 
 class PaddleLinear(Linear):
     """A projection that paddle can apply. Subclasses hold the weight in their own format."""
-
-    def __init__(self, role: Role, shape: Sequence[int], nbytes: int, format: str) -> None:
-        self.role = role
-        self.out_features, self.in_features = shape
-        self.nbytes = nbytes
-        self.format = format
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -111,26 +106,21 @@ def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: T
     role = weight.name.role
     kernel = KERNELS.get(quantizer.layout)
     if kernel is not None:
-        packed = weight.packed or quantizer.stack(list(packed_chunks(weight, quantizer)))
-        linear = kernel(role, packed, target)
+        linear = kernel(role, parts.packed(weight, quantizer), target)
         if linear is not None:
             return linear
     # Nothing multiplies by this layout here: hold its values in the model's dtype. Right, and no smaller.
     dense: Host = np.empty(spec.shape(role), HOST[target.dtype])
-    first = 0
-    for packed in packed_chunks(weight, quantizer):
-        dense[first : first + packed.shape[0]] = quantizer.unpack(packed)
-        first += packed.shape[0]
+    for rows, values in parts.unpacked(weight, quantizer):
+        dense[rows] = values
     return DenseLinear(role, target.tensor(dense), f"{quantizer.name} held as {target.dtype}")
 
 
 def array(weight: Weight, spec: DecoderSpec, target: Target) -> Tensor:
     """The parts of an embedding or a norm, stacked and converted, in memory of its own."""
     host: Host = np.empty(spec.shape(weight.name.role), HOST[target.dtype])
-    first = 0
-    for part in weight.parts:
-        host[first : first + len(part)] = wide(part) if target.dtype == "float32" else part
-        first += len(part)
+    for rows, part in parts.dense(weight):
+        host[rows] = wide(part) if target.dtype == "float32" else part
     return target.tensor(host)
 
 
@@ -140,12 +130,9 @@ def stacked(weight: Weight, spec: DecoderSpec, target: Target) -> tuple[Host, bo
     out_features, in_features = spec.shape(weight.name.role)
     shape = (in_features, out_features) if turned else (out_features, in_features)
     host: Host = np.empty(shape, HOST[target.dtype])
-    first = 0
-    for part in weight.parts:
-        lying, last = part.T if turned else part, first + len(part)
-        own = host[:, first:last] if turned else host[first:last]
+    for rows, part in parts.dense(weight):
+        lying, own = (part.T, host[:, rows]) if turned else (part, host[rows])
         own[...] = wide(lying) if target.dtype == "float32" else lying
-        first = last
     return host, turned
 
 

@@ -30,9 +30,8 @@ def adjust(logits: Tensor, changes: LogitAdjustment) -> Tensor:
         where = (to_device(changes.banned_rows, place), to_device(changes.banned_tokens, place))
         logits.index_put_(where, to_device(np.array(-math.inf, np.float32), place))
     if changes.masks is not None:
-        bits = np.unpackbits(changes.masks().view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
         rows = to_device(changes.masked_rows, place)
-        allowed = to_device(bits.view(np.bool_), place)
+        allowed = to_device(changes.allowed(logits.shape[1]), place)
         logits[rows] = logits[rows].masked_fill(paddle.logical_not(allowed), -math.inf)
     return logits
 

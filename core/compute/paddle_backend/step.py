@@ -1,13 +1,8 @@
-"""A step's inputs on the device, and how its attention is divided into calls.
-
-A *reading* is one call of attention: some queries of one or several sequences, and the pages they look at. Tokens that
-decode are read together where their contexts are alike enough, a prompt in blocks of queries.
-"""
+"""A step's inputs on the device. A *reading* is one call of attention."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +10,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from core.compute.contexts import alike
+from core.compute.contexts import Call, calls
 from core.compute.paddle_backend.machine import Place, to_device
 from core.interfaces.compute import StepBatch
 
@@ -62,8 +57,6 @@ class Masks:
 
         All are corners of one mask, which is zero but for its last columns.
         """
-        if queries == 1:
-            return None
         if keys > self._corner.shape[1]:
             later = np.triu(np.full((QUERY_BLOCK, QUERY_BLOCK), -math.inf, np.float32), 1)
             width = max(QUERY_BLOCK, 1 << (keys - 1).bit_length())
@@ -82,27 +75,16 @@ def upload(batch: StepBatch, page_size: int, turns: Tensor, masks: Masks) -> Ste
         slots=to_device(batch.slots, place),
         logit_rows=None if every else to_device(rows, place),
         num_logits=len(rows),
-        readings=(*decodes(batch, page_size, masks), *prompts(batch, page_size, masks)),
+        readings=tuple(reading(call, masks) for call in calls(batch, page_size, QUERY_BLOCK)),
     )
 
 
-def decodes(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
-    lengths = batch.context_lens[: batch.num_decodes]
-    groups = alike(lengths)
-    for group in groups:
-        own = lengths[group]
-        keys = int(own.max())
-        pages = to_device(batch.page_table[group, : -(-keys // page_size)].reshape(-1), masks.place)
-        rows = slice(0, len(group)) if len(groups) == 1 else to_device(group, masks.place)
-        yield Reading(rows, len(group), 1, pages, keys, masks.beyond(own, keys))
-
-
-def prompts(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
-    for sequence in range(batch.num_decodes, batch.num_sequences):
-        first, end = int(batch.query_starts[sequence]), int(batch.query_starts[sequence + 1])
-        behind = int(batch.context_lens[sequence]) - end  # what to add to a row of the step for its position
-        for start in range(first, end, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, end)
-            keys = stop + behind
-            pages = to_device(batch.page_table[sequence, : -(-keys // page_size)], masks.place)
-            yield Reading(slice(start, stop), 1, stop - start, pages, keys, masks.later(stop - start, keys))
+def reading(call: Call, masks: Masks) -> Reading:
+    return Reading(
+        rows=call.rows if isinstance(call.rows, slice) else to_device(call.rows, masks.place),
+        sequences=call.sequences,
+        queries=call.queries,
+        pages=to_device(call.pages, masks.place),
+        keys=call.keys,
+        mask=masks.later(call.queries, call.keys) if call.queries > 1 else masks.beyond(call.lengths, call.keys),
+    )

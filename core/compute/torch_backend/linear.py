@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from core.compute import parts
 from core.interfaces.compute import Linear
 from core.interfaces.model import DecoderSpec, Role, Weight
-from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
+from core.interfaces.quantizer import Packed, Quantizer
 
 MOST_SHARPENED = 256  # logits a row, on average: where more are alike, no order among them matters
 _BY_BITS: dict[str, tuple[type[np.generic], torch.dtype]] = {  # what numpy holds through ml_dtypes
@@ -31,12 +32,6 @@ class TorchLinear(Linear):
     """A projection that torch can apply. Subclasses hold the weight in their own format."""
 
     native = 0  # address of its description, where native kernels multiply by it
-
-    def __init__(self, role: Role, shape: Sequence[int], nbytes: int, format: str) -> None:
-        self.role = role
-        self.out_features, self.in_features = shape
-        self.nbytes = nbytes
-        self.format = format
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -176,27 +171,21 @@ def quantized(weight: Weight, spec: DecoderSpec, quantizer: Quantizer, target: T
     role = weight.name.role
     kernel = target.kernel_of(quantizer)
     if kernel is not None:
-        packed = weight.packed or quantizer.stack(list(packed_chunks(weight, quantizer)))
-        linear = kernel(role, packed, target)
+        linear = kernel(role, parts.packed(weight, quantizer), target)
         if linear is not None:
             return linear
     # Nothing multiplies by this layout here: hold its values in the model's dtype. Right, and no smaller.
     dense = target.empty(spec.shape(role))
-    first = 0
-    for packed in packed_chunks(weight, quantizer):
-        rows = packed.shape[0]
-        dense[first : first + rows].copy_(torch.from_numpy(quantizer.unpack(packed)))
-        first += rows
+    for rows, values in parts.unpacked(weight, quantizer):
+        dense[rows].copy_(torch.from_numpy(values))
     return target.linear(role, dense, f"{quantizer.name} held as {target.format}")
 
 
 def array(weight: Weight, spec: DecoderSpec, target: Target) -> Tensor:
     """The parts of a weight, stacked and converted, in memory of its own."""
     out = target.empty(spec.shape(weight.name.role))
-    first = 0
-    for part in weight.parts:
-        out[first : first + len(part)].copy_(borrowed(part))
-        first += len(part)
+    for rows, part in parts.dense(weight):
+        out[rows].copy_(borrowed(part))
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +29,7 @@ def adjust(logits: Tensor, changes: LogitAdjustment) -> Tensor:
         where = (to_device(changes.banned_rows, device), to_device(changes.banned_tokens, device))
         logits.index_put_(where, torch.tensor(-math.inf, device=device))
     if changes.masks is not None:
-        bits = np.unpackbits(changes.masks().view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-        allowed = to_device(bits.view(np.bool_), device)
+        allowed = to_device(changes.allowed(logits.shape[1]), device)
         rows = to_device(changes.masked_rows, device)
         logits[rows] = logits[rows].masked_fill_(~allowed, -math.inf)
     return logits

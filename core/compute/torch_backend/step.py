@@ -1,14 +1,8 @@
-"""A step's inputs on the device, and how its attention is divided into calls.
-
-A *reading* is one call of attention: some queries of one or several sequences, and the pages they look at. Tokens that
-decode are read together, as long as their contexts are alike enough that padding them to the longest costs little.
-A prompt is read in blocks of queries, so that a block need not look at the keys behind it.
-"""
+"""A step's inputs on the device. A *reading* is one call of attention."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.compute.contexts import alike
+from core.compute.contexts import Call, calls
 from core.interfaces.compute import StepBatch
 
 QUERY_BLOCK = {"cpu": 128, "cuda": 256}  # on a CPU 512 tokens take a third less time in blocks of 128 than at once
@@ -70,8 +64,6 @@ class Masks:
 
         All are corners of one mask, which is zero but for its last columns.
         """
-        if queries == 1:
-            return None
         if keys > self._corner.shape[1]:
             later = torch.full((self.block, self.block), -math.inf, dtype=self._dtype, device=self.device).triu_(1)
             width = max(self.block, 1 << (keys - 1).bit_length())
@@ -91,28 +83,16 @@ def upload(batch: StepBatch, page_size: int, turns: Tensor, masks: Masks) -> Ste
         slots=to_device(batch.slots, device),
         logit_rows=None if every else to_device(rows, device),
         num_logits=len(rows),
-        readings=(*decodes(batch, page_size, masks), *prompts(batch, page_size, masks)),
+        readings=tuple(reading(call, masks) for call in calls(batch, page_size, masks.block)),
     )
 
 
-def decodes(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
-    lengths = batch.context_lens[: batch.num_decodes]
-    groups = alike(lengths)
-    for group in groups:
-        own = lengths[group]
-        keys = int(own.max())
-        pages = to_device(batch.page_table[group, : -(-keys // page_size)].reshape(-1), masks.device)
-        rows = slice(0, len(group)) if len(groups) == 1 else to_device(group, masks.device)
-        yield Reading(rows, len(group), 1, pages, keys, masks.beyond(own, keys))
-
-
-def prompts(batch: StepBatch, page_size: int, masks: Masks) -> Iterator[Reading]:
-    for sequence in range(batch.num_decodes, batch.num_sequences):
-        first, end = int(batch.query_starts[sequence]), int(batch.query_starts[sequence + 1])
-        behind = int(batch.context_lens[sequence]) - end  # what to add to a row of the step for its position
-        pages = to_device(batch.page_table[sequence], masks.device)
-        for start in range(first, end, masks.block):
-            stop = min(start + masks.block, end)
-            keys = stop + behind
-            mask = masks.later(stop - start, keys)
-            yield Reading(slice(start, stop), 1, stop - start, pages[: -(-keys // page_size)], keys, mask)
+def reading(call: Call, masks: Masks) -> Reading:
+    return Reading(
+        rows=call.rows if isinstance(call.rows, slice) else to_device(call.rows, masks.device),
+        sequences=call.sequences,
+        queries=call.queries,
+        pages=to_device(call.pages, masks.device),
+        keys=call.keys,
+        mask=masks.later(call.queries, call.keys) if call.queries > 1 else masks.beyond(call.lengths, call.keys),
+    )
