@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.engine.guiding import Guide
+from core.engine.guiding import PATIENCE, Guide
 from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.compute import LogitAdjustment, SamplingRows, StepBatch
 
@@ -131,11 +132,14 @@ def _banned(state: Rows, sequence: Sequence, early: bool) -> NDArray[np.int32]:
 
 
 def _masks(state: Rows, guides: list[Guide]) -> Callable[[], NDArray[np.uint32]] | None:
-    """One that broke allows everything: its row is in the step, and ends when its token is known."""
+    """One that broke allows everything: its row is in the step, and ends when its token is known. So does one that is late:
+    its row sits out behind the step, and its token is dropped.
+    """
 
     def stacked() -> NDArray[np.uint32]:
         everything = np.full(-(-state.vocab // 32), 0xFFFFFFFF, np.uint32)
-        masks = [guide.mask() for guide in guides]
+        until = monotonic() + PATIENCE
+        masks = [guide.mask(until) for guide in guides]
         return np.stack([everything if mask is None else mask for mask in masks])
 
     return stacked if guides else None

@@ -199,13 +199,9 @@ class EngineClient:
 
     def _refuse(self, message: wire.Refused) -> None:
         error = RequestError(message.message, param=message.param, code=message.code, status=message.status)
-        refused = {id(stream): stream for wire_id in message.request_ids if (stream := self._lose(wire_id)) is not None}
-        for stream in refused.values():
-            stream.fail(error)
-
-    def _lose(self, wire_id: str) -> TokenStream | None:
-        found = self._streams.pop(wire_id, None)
-        return None if found is None else found[0]
+        found = [self._streams.pop(wire_id, None) for wire_id in message.request_ids]
+        for stream, number in filter(None, found):
+            stream.refuse(number, error)
 
     def _answer(self, message: wire.Stats | wire.Embedded | wire.Scored | wire.NotRead) -> None:
         future = self._asked.get(message.ticket)

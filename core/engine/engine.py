@@ -28,6 +28,7 @@ from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.drafts import DraftProposer
+from core.interfaces.engine import Answer
 from core.interfaces.grammar import GrammarBackend
 from core.interfaces.limits import RequestLimits
 from core.interfaces.randomness import philox
@@ -35,6 +36,8 @@ from core.interfaces.request import EngineStats, FinishReason, Request, Sampling
 from core.interfaces.scheduler import SchedulingPolicy
 
 log = logging.getLogger("dovetail.engine")
+
+IDLE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Engine:
         self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._land, self._drafting)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
         self._told: list[TokenEvent] = []  # given out by the next step; between steps these are ends of aborted requests
+        self._preparing: dict[str, Sequence] = {}  # of these, whose grammar is not ready; they wait, but in no queue
+        self._answers: list[Answer] = []
         self._flight: tuple[Step, Launched] | None = None  # launched, and its tokens not read
         self._last: Step | None = None  # launched, and not failed in that
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
@@ -111,19 +116,25 @@ class Engine:
         self._step_seconds = self._schedule_seconds = 0.0
 
     def add(self, request: Request) -> None:
-        """:raises RequestError: for one that can never run, or (status 429) while too many wait."""
+        """Whether its grammar can be had is found out beside the steps: ``answers`` tells of one that cannot.
+
+        :raises RequestError: for one that can never run, or (status 429) while too many wait.
+        """
         taken = request.request_id in self._sequences or any(event.request_id == request.request_id for event in self._told)
         if taken:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id", code="duplicate_id")
         self.limits.check(request.prompt_token_ids, request.params)
-        if len(self._scheduler.waiting) >= self.config.max_waiting + self._rows.num_free:  # who can run at once does not wait
+        if self._num_waiting >= self.config.max_waiting + self._rows.num_free:  # who can run at once does not wait
             raise RequestError(
                 f"{self.config.max_waiting} requests wait already: try again later", code="queue_full", status=429
             )
         sequence = self._sequence(request)
         self._num_added += 1
         self._sequences[request.request_id] = sequence
-        self._scheduler.wait(sequence)
+        if sequence.guide is None:
+            self._scheduler.wait(sequence)
+        else:
+            self._preparing[request.request_id] = sequence
 
     def abort(self, request_id: str) -> bool:
         """Free all that the request holds now; the next step reports its end. False when it has ended or never was."""
@@ -175,16 +186,23 @@ class Engine:
         the host. Who has ended with a token that was read late has taken part in vain once more, and nobody is told of it.
         """
         began = perf_counter()
+        self._admit_prepared()
         step = self._scheduler.schedule()
         self._schedule_seconds += perf_counter() - began
         if step is None:
-            self._land()
+            if not self._land() and not self._told and not self._answers:
+                self._wait_for_grammars()
         else:
             self._launch(step)
             self._steps += 1
         events, self._told = self._told, []
         self._step_seconds += perf_counter() - began
         return events
+
+    def answers(self) -> list[Answer]:
+        """What has come of requests besides tokens since this was last asked: ask after each step."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def check(self) -> None:
         """:raises EngineDeadError: when what it runs on is gone. Asked now and then while there is nothing to do."""
@@ -193,7 +211,7 @@ class Engine:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self._rows.num_used,
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._num_waiting,
             pages_total=self.blocks.pool.total,
             pages_free=self.blocks.pool.num_free,
             pages_cached=self.blocks.num_kept,
@@ -260,6 +278,33 @@ class Engine:
             )
         return None
 
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._scheduler.waiting) + len(self._preparing)
+
+    def _admit_prepared(self) -> None:
+        """Who waits for a grammar that is ready by now waits for a place, or has nothing to wait for."""
+        for request_id, sequence in list(self._preparing.items()):
+            assert sequence.guide is not None
+            if not sequence.guide.ready:
+                continue
+            del self._preparing[request_id]
+            refusal = sequence.guide.refusal
+            if refusal is None:
+                self._scheduler.wait(sequence)
+                continue
+            del self._sequences[request_id]
+            if not isinstance(refusal, RequestError):
+                log.error("the grammar of request %s could not be prepared", request_id, exc_info=refusal)
+                refusal = RequestError(f"internal error: {refusal}", code="internal_error", status=500)
+            self._answers.append(Answer(request_id, refusal))
+
+    def _wait_for_grammars(self) -> None:
+        """Nobody else has anything to do. New requests may come meanwhile: not for long."""
+        sequences = [*self._preparing.values(), *self._scheduler.put_off()]
+        if guides := [sequence.guide for sequence in sequences if sequence.guide is not None]:
+            Guide.wait_for_any(guides, IDLE_SECONDS)
+
     def _drawn_seed(self) -> int:
         """The same for the n-th request of every engine with this seed, and unlike that of any other request."""
         words = philox(np.array([self.config.seed % 2**64], np.uint64), np.array([self._num_added], np.int64))[0]
@@ -320,7 +365,10 @@ class Engine:
         error: str = "",
     ) -> TokenEvent:
         """Give back all that a sequence holds; its last event."""
-        self._scheduler.remove(sequence)
+        if self._preparing.pop(sequence.request_id, None) is None:
+            self._scheduler.remove(sequence)
+        if sequence.guide is not None:
+            sequence.guide.forget()
         del self._sequences[sequence.request_id]
         self._finished[reason] += 1
         cached = max(0, sequence.num_cached)

@@ -62,9 +62,14 @@ class Gains:
         computed, before, after = step.rows, step.before, step.before + step.counts
         which: Ints | None = None  # of the sampled tokens those that somebody waits for; None: all
         here = rows.served[computed] == step.served
-        if not here.all():
+        late = self._put_off(step)
+        if late is not None:
+            rows.length[late] -= 1  # as if it had not been launched: they want to compute their last token again
+            rows.computed[late] -= 1
+            after = after - np.isin(computed, late)
+        if late is not None or not here.all():
             computed, before, after = computed[here], before[here], after[here]
-            which = np.flatnonzero(rows.served[taken] == step.served_sampled)
+            which = np.flatnonzero((rows.served[taken] == step.served_sampled) & ~rows.held[taken])
             taken, lengths, tokens = taken[which], lengths[which], tokens[which]
         rows.tokens[taken, lengths] = tokens
         self._blocks.note_filled(computed, before, after)
@@ -88,7 +93,12 @@ class Gains:
         rows = self._rows
         assert self._drafting is not None
         gains = self._drafting.right(step, sampled.token_ids)
+        late = self._put_off(step)
+        if late is not None:
+            gains = [range(0) if row in late else gain for row, gain in zip(step.rows.tolist(), gains, strict=True)]
         after = step.before + step.counts - drafted + np.array([max(0, len(gain) - 1) for gain in gains])
+        if late is not None:
+            after -= np.isin(step.rows, late)
         rows.computed[step.rows] = after
         sequences = rows.at(step.rows)
         lengths = rows.length[step.rows].tolist()
@@ -103,6 +113,17 @@ class Gains:
         ]
         self.num_tokens += sum(len(event.token_ids) for event in events)
         return events
+
+    def _put_off(self, step: Step) -> Ints | None:
+        """The rows that gain nothing by this step because their mask was late; they are held until they have it."""
+        adjustment = step.batch.sampling.adjustment
+        if adjustment is None or adjustment.masks is None:
+            return None
+        rows = self._rows
+        guided = np.flatnonzero(rows.guided[step.sampled] & (rows.served[step.sampled] == step.served_sampled))
+        late = [each.row for each in rows.at(step.sampled[guided]) if each.guide is not None and each.guide.late]
+        rows.held[late] = True
+        return np.array(late, np.int64) if late else None
 
     def _gained(self, sequence: Sequence, length: int, gain: range, sampled: Sampled) -> TokenEvent:
         """What a sequence of ``length`` tokens has to say of those it gained, up to the one that ends it."""

@@ -10,7 +10,8 @@ waits at its old place in the order to be computed again. The placed sequence wi
 another, so something always finishes.
 
 A sequence whose pages were found elsewhere and are being copied is placed and held: it takes part when they have arrived, as
-one whose prompt is begun. Nobody waits for a copy, unless nothing else is to be done.
+one whose prompt is begun. Nobody waits for a copy, unless nothing else is to be done. A row whose grammar is late is held too,
+and nobody waits for that.
 
 A step may be made while the one before is under way, and its tokens unknown. ``land`` reads that one first, and says whether
 there was one: for steps that depend on its tokens (``_needs_host``), and where one that ends would make room.
@@ -73,7 +74,7 @@ class Scheduler:
             del self.waiting[bisect_left(self.waiting, sequence.key, key=_key)]
 
     def schedule(self) -> Step | None:
-        """The next step, or None when nobody is placed or waits."""
+        """The next step, or None when nobody is placed or waits, or all who are placed wait for their grammars."""
         rows = self._rows
         self._release_arrived()
         self._grow_decoding()
@@ -91,6 +92,8 @@ class Scheduler:
         if not granted and not len(decoding):
             if self._land():
                 return self.schedule()
+            if self.put_off():
+                return None
             if not self._arriving:
                 # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
                 granted = self._prompts(begun[:1], budget, insist=True)
@@ -185,12 +188,23 @@ class Scheduler:
             self.num_cached_tokens += hit.num_tokens
         return row
 
+    def put_off(self) -> list[Sequence]:
+        """Sequences that are held until their grammar has said what may come next."""
+        held = self._rows.held
+        if not held.any():
+            return []
+        return [each for each in self._rows.at(np.flatnonzero(held)) if each.request_id not in self._arriving]
+
     def _release_arrived(self) -> None:
-        """Let held sequences take part whose pages have arrived, while the budget has a token for each."""
-        if not self._arriving:
-            return
+        """Let held sequences take part whose pages or masks have arrived, while the budget has a token for each."""
         rows = self._rows
+        if not rows.held.any():
+            return
         room = self._budget - int(np.count_nonzero(rows.wanted == 1))
+        for sequence in self.put_off():
+            if room > 0 and (sequence.guide is None or sequence.guide.ready):
+                rows.held[sequence.row] = False
+                room -= 1
         for name, (sequence, copies) in list(self._arriving.items()):
             if room > 0 and all(copy.done() for copy in copies):
                 del self._arriving[name]

@@ -120,6 +120,8 @@ def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes
             engine.abort(request_id)
     elif isinstance(message, wire.AskStats):
         outbox.send(wire.encode(wire.Stats(message.ticket, engine.stats())))
+            for answer in engine.answers():
+                outbox.send(wire.encode(_refused([answer.request_id], answer.error)))
     elif isinstance(message, (wire.Embed, wire.Score)):
         outbox.send(wire.encode(_read(engine, message)))
 
@@ -148,7 +150,7 @@ def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None
             for added in ids[:number]:
                 engine.abort(added)
             if isinstance(error, RequestError):
-                return wire.Refused(ids, error.message, error.param, error.code, error.status)
+                return _refused(ids, error)
             log.exception("request %s could not be added", request.request_id)
             return wire.Refused(ids, f"internal error: {error}", None, "internal_error", 500)
     return None
@@ -166,6 +168,10 @@ def _decode(raw: bytes, outbox: zmq.Socket[bytes]) -> wire.ToEngine | None:
     except (msgspec.MsgspecError, KeyError, TypeError):
         return None
     outbox.send(wire.encode(wire.Refused(ids, f"malformed request: {reason}", None, "invalid_value", 400)))
+def _refused(ids: list[str], error: RequestError) -> wire.Refused:
+    return wire.Refused(ids, error.message, error.param, error.code, error.status)
+
+
     return None
 
 

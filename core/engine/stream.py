@@ -78,6 +78,13 @@ class TokenStream:
                 RequestError("the client reads too slowly: its requests were ended", code="slow_client", status=408)
             )
 
+    def refuse(self, number: int, error: Exception) -> None:
+        """The engine does not run one of them after all; then none of them."""
+        if number in self._open:
+            self._open.discard(number)
+            self._end()
+            self._queue.put_nowait(error)
+
     def fail(self, error: Exception) -> None:
         self._open.clear()
         self._queue.put_nowait(error)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.errors import RequestError
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What has come of a request besides tokens: after it was added, it was found that it can never run."""
+
+    request_id: str
+    error: RequestError
 
 
 class EngineLike(Protocol):
@@ -22,6 +32,7 @@ class EngineLike(Protocol):
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> bool: ...
     def step(self) -> Sequence[TokenEvent]: ...
+    def answers(self) -> Sequence[Answer]: ...
     def embed(self, prompt_token_ids: list[int], *, mean: bool) -> NDArray[np.float32]: ...
     def score(self, prompt_token_ids: list[int], most: int) -> list[TokenLogprobs]: ...
     def check(self) -> None: ...

@@ -1,7 +1,9 @@
 """A grammar backend: which tokens may come next, so that an output is of a given form.
 
-The engine asks a matcher for the allowed tokens as soon as the last one is known, on a thread beside the step that needs
-them, and forbids all others before sampling. A matcher that can end nowhere but here ends the request.
+The engine makes a matcher on a thread beside its steps and admits the request when it is made. It asks for the allowed tokens
+as soon as the last one is known, on a thread beside the step that needs them, and forbids all others before sampling. What
+takes long holds up its own request alone, if it lets other threads run meanwhile. A matcher that can end nowhere but here ends
+the request.
 """
 
 from __future__ import annotations
@@ -49,4 +51,8 @@ class GrammarBackend(ABC):
 
     @abstractmethod
     def matcher(self, grammar: Grammar) -> Matcher:
-        """A new matcher, in milliseconds. :raises RequestError: for a grammar that cannot be read or is too large."""
+        """A new matcher. Called by one thread at a time, which is not the engine's: a grammar that takes seconds makes only
+        the grammars behind it wait, so bound it.
+
+        :raises RequestError: for a grammar that cannot be read or is too large.
+        """

@@ -133,6 +133,9 @@ class _Batch:
     def advance(self) -> None:
         self._fill()
         events = self._engine.step()
+        for answer in self._engine.answers():
+            if (found := self._running.pop(answer.request_id, None)) is not None:
+                raise of_prompt(found[1], answer.error)
         if not events and not self._engine.has_work:
             raise EngineDeadError("the engine stopped working on requests it had accepted")
         for event in events:

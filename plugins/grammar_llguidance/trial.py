@@ -7,6 +7,7 @@ What the trial does not survive within its share of processor time never reaches
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+NICE = 10  # the engine has the processor first
 SECONDS = 0.5  # of processor time, so that a machine that is busy refuses nothing more
 REMEMBERED = 64  # grammars
 
@@ -75,6 +77,7 @@ def main() -> None:
     """Answers each line, a grammar, with what is wrong with it. Ends with its input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everyone; the end of the input is what ends this
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    os.nice(NICE)
     sys.path[:] = json.loads(sys.argv[1])
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 

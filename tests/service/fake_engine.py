@@ -119,6 +119,9 @@ class FakeEngine:
                 self._count(reason)
         return events
 
+    def answers(self):
+        return []
+
     def _count(self, reason):
         self.finished[reason] = self.finished.get(reason, 0) + 1
 
