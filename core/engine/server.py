@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import pickle
@@ -36,10 +37,15 @@ EngineBuilder = Callable[[Any], EngineLike]
 
 
 def main() -> None:
-    """Entry of the child process. Standard input brings (endpoint folder, pickled (builder, argument)), then stays open."""
+    """Entry of the child process. What ``core.engine.interpreter`` says comes by standard input, which then stays open."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or a service manager signals everyone; the parent decides
-    folder, payload = pickle.load(sys.stdin.buffer)
+    try:
+        while isinstance(said := pickle.load(sys.stdin.buffer), list):
+            _import_ahead(said)
+    except EOFError:  # there was nothing to run after all
+        return
+    folder, payload = said
     threading.Thread(target=hold_lifeline, args=(os.getppid(), folder), name="lifeline", daemon=True).start()
     with zmq.Context() as context:
         context.linger = FAREWELL_MS
@@ -54,6 +60,12 @@ def main() -> None:
             if stream is not None:
                 stream.flush()
     os._exit(code)  # an interpreter's orderly end may wait for a framework's threads
+
+
+def _import_ahead(modules: list[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(Exception):  # who needs it will say what is wrong with it
+            importlib.import_module(module)
 
 
 def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -> int:
