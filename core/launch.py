@@ -22,6 +22,8 @@ from core.text.local import Continuation, LocalService, of_prompt
 if TYPE_CHECKING:
     from core.engine.client import EngineClient
     from core.engine.engine import Engine
+    from core.engine.interpreter import Interpreter
+    from core.plugin_manager import PluginManager
     from core.text.service import TextService
 
 __all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "open_service", "serve"]
@@ -29,27 +31,32 @@ __all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "open_serv
 log = logging.getLogger("dovetail")
 
 
-def serve(plan: Plan) -> ExitCode:
+def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
     """Serve until the front end returns. The engine loads in its own process while this one prepares the text side.
 
+    :param interpreter: that runs already, and is to become the engine's process.
     :raises UserError: when the model or the front end cannot be made for a reason the user can mend.
     """
     began = time.monotonic()
     show_log(plan)
-    from core.compose.build import create_front_end, fetched, page_folder
+    from core.compose.build import create_front_end, fetched, frameworks, page_folder
     from core.compose.composer import PlanComposer
     from core.engine.client import EngineClient
+    from core.plugin_manager import PluginManager
 
     with _sigterm_ends(), _telling_origins(plan), contextlib.ExitStack() as ending:
         client = None
+        manager = PluginManager.load_only(plan.plugins)
+        if interpreter is not None:
+            interpreter.expect(frameworks(plan, manager))
         try:
-            front_end = create_front_end(plan)  # first: a port in use is told before anything is fetched or loaded
+            front_end = create_front_end(plan, manager)  # first: a port in use is told before anything is fetched or loaded
             ending.callback(front_end.close)
             plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
-            client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
+            client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"], interpreter=interpreter)
             client.start()
-            service = _text_service(client, plan)
-            service.page, service.composer = page_folder(plan), PlanComposer(plan)
+            service = _text_service(client, plan, manager)
+            service.page, service.composer = page_folder(plan, manager), PlanComposer(plan)
             log.info("ready in %.1f s: %s on %s", time.monotonic() - began, service.card.name, plan.facts["device.kind"])
             code = front_end.run(service)
             return ExitCode.ENGINE_DIED if client.dead and code is ExitCode.OK else code
@@ -82,11 +89,13 @@ def open_local(plan: Plan) -> LocalService:
     for warning in plan.warnings:
         log.warning("%s", warning)
     from core.compose.build import build_engine, fetched
+    from core.plugin_manager import PluginManager
 
     with _telling_origins(plan):
+        manager = PluginManager.load_only(plan.plugins)
         plan = fetched(plan)
-        tokenizer, chat_template, card = _text_side(plan)
-        return LocalService(build_engine(plan), tokenizer, chat_template, card)
+        tokenizer, chat_template, card = _text_side(plan, manager)
+        return LocalService(build_engine(plan, manager), tokenizer, chat_template, card)
 
 
 @contextlib.asynccontextmanager
@@ -100,13 +109,15 @@ async def open_service(plan: Plan) -> AsyncIterator[TextService]:
         log.warning("%s", warning)
     from core.compose.build import fetched
     from core.engine.client import EngineClient
+    from core.plugin_manager import PluginManager
 
     with _telling_origins(plan):
+        manager = PluginManager.load_only(plan.plugins)
         plan = await asyncio.to_thread(fetched, plan)
         client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
         try:
             client.start()
-            service = await asyncio.to_thread(_text_service, client, plan)
+            service = await asyncio.to_thread(_text_service, client, plan, manager)
         except BaseException:
             client.close()  # ends also the wait of a thread whose caller was cancelled
             raise
@@ -139,20 +150,20 @@ def _telling_origins(plan: Plan) -> Iterator[None]:
         raise UserError(*located, exit_code=error.exit_code) from error
 
 
-def _text_service(client: EngineClient, plan: Plan) -> TextService:
+def _text_service(client: EngineClient, plan: Plan, manager: PluginManager) -> TextService:
     """The text side is prepared while the engine loads."""
     from core.compose.build import parsers
     from core.text.service import TextService
 
-    tokenizer, chat_template, card = _text_side(plan)
+    tokenizer, chat_template, card = _text_side(plan, manager)
     limits = client.wait_ready()
     card = dataclasses.replace(card, at_once=limits.at_once)
     service = TextService(client, tokenizer, chat_template, card, limits)
-    service.tool_parser, service.reasoning_parser = parsers(plan)
+    service.tool_parser, service.reasoning_parser = parsers(plan, manager)
     return service
 
 
-def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
+def _text_side(plan: Plan, manager: PluginManager) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
     from core.compose.build import checkpoint_formats
     from core.models.loading import read_config
     from core.models.sources import text_files
@@ -161,7 +172,7 @@ def _text_side(plan: Plan) -> tuple[Tokenizer, ChatTemplate | None, ModelCard]:
     from core.text.tokenizer import load_tokenizer
 
     folder = text_files(plan.model, plan.settings)
-    tokenizer = load_tokenizer(folder, read_config(plan.model, checkpoint_formats(plan)))
+    tokenizer = load_tokenizer(folder, read_config(plan.model, checkpoint_formats(plan, manager)))
     settings = plan.settings
     card = ModelCard(
         name=settings["model"],

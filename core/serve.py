@@ -5,11 +5,22 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from core.interrupts import INTERRUPTED, ended_at_once
 
 with ended_at_once():
+    from core.compose.actions import asked
+    from core.engine.interpreter import Interpreter
     from core.errors import ExitCode, Problem, UserError, forbidden, problem_text
+
+if TYPE_CHECKING:
+    from core.compose.first_pass import FirstPass
+    from core.compose.plan import Plan
+    from core.plugin_manager import PluginManager
+
+ENGINE = ("core.launch", "core.compose.build", "core.engine.engine", "core.engine.ranks", "core.engine.runner")
+"""What every engine's process imports, whatever it is composed of."""
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve") -> int:
@@ -30,8 +41,24 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.serve
 
 
 def _main(argv: Sequence[str], program: str) -> int:
+    if asked(argv) - {"--trace-plugins"}:
+        return _tell(argv, program)
+    with Interpreter() as interpreter:  # the engine's: it imports while this one composes
+        interpreter.expect(ENGINE)
+        with ended_at_once():
+            from core.compose.first_pass import first_pass
+
+        plan = _composed(first_pass(argv))
+        _warn(plan)
+        with ended_at_once():
+            from core.launch import serve
+
+        return serve(plan, interpreter)
+
+
+def _tell(argv: Sequence[str], program: str) -> int:
+    """Do something else than to serve."""
     with ended_at_once():
-        from core.compose.configuration import refuse_with
         from core.compose.first_pass import first_pass
 
     first = first_pass(argv)
@@ -39,34 +66,45 @@ def _main(argv: Sequence[str], program: str) -> int:
         from importlib.metadata import version
 
         return _print(f"dovetail {version('dovetail-serve')}\n")
-    with ended_at_once():
-        manager = first.discover(_trace if "--trace-plugins" in first.actions else None)
     if "--help" in first.actions:
         from core.compose.report import help_text
 
-        return _print(help_text(program, manager))
+        return _print(help_text(program, _discovered(first)))
     if "--list-plugins" in first.actions:
         from core.compose.report import list_text
 
-        return _print(list_text(manager))
+        return _print(list_text(_discovered(first)))
 
+    from core.compose.report import dump_text, explain_text
+
+    plan = _composed(first)
+    if "--explain" in first.actions:
+        return _print(explain_text(plan))
+    _warn(plan)
+    return _print(dump_text(plan))
+
+
+def _discovered(first: FirstPass) -> PluginManager:
+    with ended_at_once():
+        return first.discover(_trace if "--trace-plugins" in first.actions else None)
+
+
+def _composed(first: FirstPass) -> Plan:
+    """:raises UserError: with everything that is wrong."""
+    manager = _discovered(first)
     with ended_at_once():
         from core.compose.composition import attempt
-        from core.compose.report import dump_text, explain_text
+        from core.compose.configuration import refuse_with
 
     composition = attempt(first, manager)
     refuse_with(composition.problems)
-    plan = composition.plan
-    assert plan is not None
-    if "--explain" in first.actions:
-        return _print(explain_text(plan))
+    assert composition.plan is not None
+    return composition.plan
+
+
+def _warn(plan: Plan) -> None:
     for warning in plan.warnings:
         print(problem_text(warning, "warning"), file=sys.stderr)  # noqa: T201
-    if "--dump-config" in first.actions:
-        return _print(dump_text(plan))
-    from core.launch import serve
-
-    return serve(plan)
 
 
 def _print(text: str) -> int:

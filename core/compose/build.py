@@ -40,6 +40,13 @@ def fetched(plan: Plan) -> Plan:
     return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
 
 
+def frameworks(plan: Plan, manager: PluginManager | None = None) -> tuple[str, ...]:
+    """Modules that the plan's compute backend imports, which take a process longer than anything else before the weights."""
+    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "compute_backend").offer
+    modules: tuple[str, ...] = offer.requires
+    return modules
+
+
 def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
     """The engine of a ``fetched`` plan in this process, with its weights loaded.
 

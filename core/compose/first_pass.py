@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from core.compose.actions import asked, normalized
 from core.compose.config_file import ConfigFile, read_config_file
 from core.compose.settings import PREFIX
 from core.plugin_manager import PluginManager
-
-ACTIONS = ("--help", "--version", "--list-plugins", "--explain", "--dump-config", "--trace-plugins")
-"""What a command line may ask for beside settings; ``core.serve`` does it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def first_pass(
     env = os.environ if env is None else env
     overrides = overrides or {}
     tokens = tuple(normalized(token) for token in argv)
-    actions = {"--help" if token == "-h" else token for token in tokens} & set(ACTIONS)
+    actions = asked(tokens)
     path, origin = env.get(f"{PREFIX}CONFIG") or None, f"${PREFIX}CONFIG"
     if flags := _values_of("--config", tokens):
         path, origin = flags[-1], "--config"
@@ -51,21 +49,13 @@ def first_pass(
     without: Any = overrides.get("without") or _values_of("--without", tokens) or env.get(f"{PREFIX}WITHOUT")
     if without is None or without == []:
         without = file.values.get("without", ()) if file else ()
-    return FirstPass(tokens, env, overrides, frozenset(actions), file, tuple(plugin_names(without)))
+    return FirstPass(tokens, env, overrides, actions, file, tuple(plugin_names(without)))
 
 
 def plugin_names(value: Any) -> list[str]:
     """ "a,b" or ["a", "b,c"] as a list of names; my-plugin is my_plugin."""
     parts = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else ()
     return [name.strip().replace("-", "_") for part in parts for name in str(part).split(",") if name.strip()]
-
-
-def normalized(token: str) -> str:
-    """``--a_b=x`` as ``--a-b=x``."""
-    if not token.startswith("--"):
-        return token
-    name, equals, value = token.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def _values_of(flag: str, tokens: Sequence[str]) -> list[str]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from core.compose.first_pass import ACTIONS, FirstPass
+from core.compose.actions import ACTIONS
+from core.compose.first_pass import FirstPass
 from core.compose.settings import PREFIX, CoreSettings
 from core.compose.vocabulary import Key, Remark, Said, Vocabulary
 from core.errors import Problem

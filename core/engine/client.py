@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.engine import wire
+from core.engine.interpreter import Interpreter
 from core.engine.process import EngineProcess
 from core.engine.server import EngineBuilder
 from core.engine.stream import TokenStream
@@ -45,7 +46,11 @@ class EngineClient:
     ``wait_ready`` and ``close`` are for the launcher, outside any loop; the rest is for tasks of one loop.
     """
 
-    def __init__(self, build: EngineBuilder, argument: Any, *, restarts: int = 0) -> None:
+    def __init__(
+        self, build: EngineBuilder, argument: Any, *, restarts: int = 0, interpreter: Interpreter | None = None
+    ) -> None:
+        """``interpreter``: for the first life, one that runs already."""
+        self._interpreter = interpreter
         self._payload = pickle.dumps((build, argument))  # handed to the child as it starts, never sent over a socket
         self._restarts = restarts
         self._restarted = 0
@@ -68,7 +73,7 @@ class EngineClient:
 
     def start(self) -> None:
         """Start the process; it loads while the caller does something else."""
-        self._life = EngineProcess(self._payload)
+        self._life = EngineProcess(self._payload, self._interpreter)
         self._watcher.start()
 
     def wait_ready(self) -> RequestLimits:

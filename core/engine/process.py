@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-from typing import IO
 
 import zmq
 
 from core.engine import wire
+from core.engine.interpreter import Interpreter
 
-BOOTSTRAP = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from core.engine.server import main; main()"
 LONGEST_SOCKET_FOLDER = 80  # bytes; the whole address of a unix socket has about 100
 GREETING_MS = 5000
 FAREWELL_MS = 200
@@ -25,12 +21,9 @@ LIFELINE_SECONDS = 1.0
 
 
 class EngineProcess:
-    """A plain interpreter instead of a fork: nothing of the parent's threads, and no second run of its main module.
+    """``receive`` belongs to one thread; everything else may be called from any."""
 
-    ``receive`` belongs to one thread; everything else may be called from any.
-    """
-
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, interpreter: Interpreter | None = None) -> None:
         self._folder = _private_folder()
         self._context = zmq.Context()
         self._context.linger = 0
@@ -38,22 +31,17 @@ class EngineProcess:
         self._from_engine = self._context.socket(zmq.PULL)
         self._send_lock = threading.Lock()
         self._end_fd: int | None = None
-        self._lifeline: IO[bytes] | None = None
+        self._interpreter: Interpreter | None = None
         try:
             for socket, name in ((self._to_engine, "to_engine"), (self._from_engine, "from_engine")):
                 socket.set_hwm(0)
                 socket.bind(f"ipc://{self._folder}/{name}")
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, "dovetail-engine"], stdin=subprocess.PIPE, start_new_session=True
-            )
+            self._interpreter = interpreter or Interpreter()
         except BaseException:
             self.release()
             raise
-        self._lifeline = self._child.stdin
-        assert self._lifeline is not None
-        with contextlib.suppress(BrokenPipeError):  # a child that is gone already is noticed by ``alive``
-            self._lifeline.write(pickle.dumps(sys.path) + pickle.dumps((self._folder, payload)))
-            self._lifeline.flush()
+        self._child = self._interpreter.child
+        self._interpreter.become(self._folder, payload)
         self._end_fd = _end_fd(self._child.pid)
         self._listening = zmq.Poller()
         self._listening.register(self._from_engine, zmq.POLLIN)
@@ -119,9 +107,8 @@ class EngineProcess:
         return True
 
     def _cut_lifeline(self) -> None:
-        if self._lifeline is not None:
-            with contextlib.suppress(OSError):
-                self._lifeline.close()
+        if self._interpreter is not None:
+            self._interpreter.cut_lifeline()
 
     def release(self) -> None:
         """Give back sockets, pipe and folder, once the process is gone and nobody receives."""

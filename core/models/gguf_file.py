@@ -132,7 +132,7 @@ class Metadata(Mapping[str, Any]):
 
 
 class GgufFile:
-    """``metadata`` holds every key, while the file is open; ``tensors`` where each tensor lies, counted from the file's beginning."""
+    """``metadata`` holds every key, while the file is open; ``tensors`` where each tensor lies, by the file's bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

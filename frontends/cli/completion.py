@@ -72,7 +72,7 @@ def commands() -> dict[str, Command]:
 
 
 def server_flags() -> dict[str, tuple[str, ...]]:
-    from core.compose.first_pass import ACTIONS
+    from core.compose.actions import ACTIONS
     from core.compose.settings import KIND_SETTINGS
     from core.compose.vocabulary import Vocabulary
     from core.models.random_format import PREFIX, SHAPES

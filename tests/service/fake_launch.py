@@ -45,13 +45,13 @@ def plan(**settings):
     )
 
 
-def build(plan):
+def build(plan, manager=None):
     return fake_engine.build(plan.settings["setup"])
 
 
 def install(monkeypatch, door):
     """Put the fakes where ``core.launch`` looks for the real ones."""
-    monkeypatch.setattr(core.compose.build, "create_front_end", lambda plan: door)
+    monkeypatch.setattr(core.compose.build, "create_front_end", lambda plan, manager: door)
     monkeypatch.setattr(core.compose.build, "build_engine", build)
     monkeypatch.setattr(launch, "build_here", build)
 

@@ -100,7 +100,7 @@ def test_served_texts_are_the_offline_ones(llm, monkeypatch):
         return "".join([delta.text async for delta in deltas]), (await service.stats()).generation_tokens
 
     door = Door(visit)
-    monkeypatch.setattr("core.compose.build.create_front_end", lambda plan: door)
+    monkeypatch.setattr("core.compose.build.create_front_end", lambda plan, manager: door)
     assert launch.serve(plan()) is ExitCode.OK
     assert door.found == (expected.outputs[0].text, 24)
 
@@ -121,7 +121,7 @@ def test_kill_9_of_the_real_engine_while_it_answers(monkeypatch):
         return time.monotonic() - killed, service.health().alive
 
     door = Door(visit)
-    monkeypatch.setattr("core.compose.build.create_front_end", lambda plan: door)
+    monkeypatch.setattr("core.compose.build.create_front_end", lambda plan, manager: door)
     assert launch.serve(plan()) is ExitCode.ENGINE_DIED
     seconds, alive = door.found
     assert seconds < NOTICED_WITHIN

@@ -16,6 +16,7 @@ import pytest
 
 from core.engine import server, wire
 from core.engine.client import EngineClient
+from core.engine.interpreter import Interpreter
 from core.engine.process import EngineProcess
 from core.errors import EngineDeadError, ExitCode, Problem, RequestError, UserError
 from core.interfaces.request import Request, SamplingParams
@@ -93,6 +94,26 @@ def test_the_sockets_are_private_and_nowhere_to_be_found_once_connected(monkeypa
     with engine():
         assert not any(folder.exists() for folder in folders)
     assert len(folders) >= 2
+
+
+def test_an_interpreter_started_before_it_is_known_what_it_runs_becomes_the_engine():
+    with Interpreter() as interpreter:
+        interpreter.expect(["no_such_module", "tests.service.fake_engine"])
+        client = EngineClient(fake_engine.build, Setup(), interpreter=interpreter)
+        client.start()
+        client.wait_ready()
+        assert client.pid == interpreter.child.pid
+        client.close()
+    assert interpreter.child.returncode == 0
+
+
+def test_an_interpreter_that_nothing_is_run_in_ends_with_the_block_and_with_its_parent():
+    with Interpreter() as interpreter:
+        pass
+    assert interpreter.child.returncode == -signal.SIGKILL
+    with Interpreter() as interpreter:
+        interpreter.cut_lifeline()
+        assert interpreter.child.wait(NOTICED_WITHIN) == 0
 
 
 def test_a_hundred_requests_at_once_each_get_their_own_tokens():
@@ -518,6 +539,7 @@ def test_streams_still_open_at_close_fail():
 PARENT = """
 import asyncio, sys
 from core.engine.client import EngineClient
+from core.engine.interpreter import Interpreter
 from core.interfaces.request import Request, SamplingParams
 from tests.service import fake_engine
 

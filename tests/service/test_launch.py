@@ -61,7 +61,7 @@ def test_what_the_user_can_mend_comes_through_from_the_engine_s_process(monkeypa
 
 
 def test_a_front_end_that_cannot_be_made_is_told_before_anything_is_fetched_or_loaded(monkeypatch):
-    def taken(plan):
+    def taken(plan, manager):
         raise UserError.of("port 8000 is in use")
 
     def never(*arguments, **settings):
