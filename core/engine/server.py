@@ -120,6 +120,8 @@ def _serve(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
             events = engine.step()
             if events:
                 outbox.send(wire.encode(wire.Step(list(events))))
+            for answer in engine.answers():
+                outbox.send(wire.encode(_refused([answer.request_id], answer.error)))
 
 
 def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes]) -> None:
@@ -132,8 +134,6 @@ def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes
             engine.abort(request_id)
     elif isinstance(message, wire.AskStats):
         outbox.send(wire.encode(wire.Stats(message.ticket, engine.stats())))
-            for answer in engine.answers():
-                outbox.send(wire.encode(_refused([answer.request_id], answer.error)))
     elif isinstance(message, (wire.Embed, wire.Score)):
         outbox.send(wire.encode(_read(engine, message)))
 
@@ -168,6 +168,10 @@ def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None
     return None
 
 
+def _refused(ids: list[str], error: RequestError) -> wire.Refused:
+    return wire.Refused(ids, error.message, error.param, error.code, error.status)
+
+
 def _decode(raw: bytes, outbox: zmq.Socket[bytes]) -> wire.ToEngine | None:
     """A message that does not keep to its type is refused under the request ids it names, so that nobody waits for it."""
     try:
@@ -180,10 +184,6 @@ def _decode(raw: bytes, outbox: zmq.Socket[bytes]) -> wire.ToEngine | None:
     except (msgspec.MsgspecError, KeyError, TypeError):
         return None
     outbox.send(wire.encode(wire.Refused(ids, f"malformed request: {reason}", None, "invalid_value", 400)))
-def _refused(ids: list[str], error: RequestError) -> wire.Refused:
-    return wire.Refused(ids, error.message, error.param, error.code, error.status)
-
-
     return None
 
 
