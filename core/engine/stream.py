@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import chain
 
 from core.engine.process import EngineProcess
 from core.errors import RequestError
@@ -16,7 +17,8 @@ MOST_UNREAD = 1 << 17
 class TokenStream:
     """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop.
 
-    The engine does not wait for a reader. One who leaves more than ``MOST_UNREAD`` is told so behind what it has, and its
+    A reader that comes late finds one event of a request for all that it gained meanwhile: the busier the loop, the more tokens
+    go one way together, and the less each of them costs. The engine does not wait for a reader. One who leaves more than ``MOST_UNREAD`` is told so behind what it has, and its
     requests end.
     """
 
@@ -26,23 +28,30 @@ class TokenStream:
         self._forget = forget  # what the client does with the ids of requests that nobody wants any more
         self._open = set(range(len(wire_ids)))
         self._dropped: set[int] = set()
-        self._queue: asyncio.Queue[tuple[int, TokenEvent] | Exception | None] = asyncio.Queue()
+        self._gained: dict[int, list[TokenEvent]] = {}  # and not been read, by number
+        self._failure: Exception | None = None  # told when all that came before has been read
+        self._closed = False
+        self._news = asyncio.Event()
         self._unread = 0
 
     def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> tuple[int, TokenEvent]:
-        while self._open or not self._queue.empty():
-            item = await self._queue.get()
-            if item is None:
-                break
-            if isinstance(item, Exception):
-                raise item
-            self._unread -= _weight(item[1])
-            if item[0] not in self._dropped:
-                return item
-        raise StopAsyncIteration
+        while True:
+            while self._gained:
+                number = next(iter(self._gained))
+                event = _joined(self._gained.pop(number))
+                self._unread -= _weight(event)
+                if number not in self._dropped:
+                    return number, event
+            if self._failure is not None:
+                failure, self._failure, self._closed = self._failure, None, True
+                raise failure
+            if self._closed or not self._open:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
 
     def drop(self, number: int) -> None:
         """End one request at the engine; nothing more of it is heard here."""
@@ -54,13 +63,14 @@ class TokenStream:
     def abort(self) -> None:
         """End what still runs; each of it gets a last event with ``finish_reason`` "abort"."""
         for number in sorted(self._open):
-            self._queue.put_nowait((number, TokenEvent(self._ids[number], [], "abort")))
+            self._gain(number, TokenEvent(self._ids[number], [], "abort"))
         self._end()
 
     def close(self) -> None:
         """End what still runs; whoever still reads gets nothing more."""
         self._end()
-        self._queue.put_nowait(None)
+        self._closed = True
+        self._news.set()
 
     def _end(self) -> None:
         if self._open:
@@ -70,25 +80,49 @@ class TokenStream:
     def put(self, number: int, event: TokenEvent) -> None:
         if event.finish_reason is not None:
             self._open.discard(number)
-        self._queue.put_nowait((number, event))
-        self._unread += _weight(event)
+        self._gain(number, event)
         if self._unread > MOST_UNREAD and event.finish_reason is None:
             self._end()
-            self._queue.put_nowait(
-                RequestError("the client reads too slowly: its requests were ended", code="slow_client", status=408)
-            )
+            self._fail(RequestError("the client reads too slowly: its requests were ended", code="slow_client", status=408))
 
     def refuse(self, number: int, error: Exception) -> None:
         """The engine does not run one of them after all; then none of them."""
         if number in self._open:
             self._open.discard(number)
             self._end()
-            self._queue.put_nowait(error)
+            self._fail(error)
 
     def fail(self, error: Exception) -> None:
         self._open.clear()
-        self._queue.put_nowait(error)
+        self._fail(error)
+
+    def _gain(self, number: int, event: TokenEvent) -> None:
+        self._gained.setdefault(number, []).append(event)
+        self._unread += _weight(event)
+        self._news.set()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._news.set()
+
+
+def _joined(events: list[TokenEvent]) -> TokenEvent:
+    """What a request gained, as one event."""
+    last = events[-1]
+    if len(events) == 1:
+        return last
+    lists = [event.logprobs for event in events if event.logprobs is not None]
+    return TokenEvent(
+        last.request_id,
+        list(chain.from_iterable(event.token_ids for event in events)),
+        last.finish_reason,
+        last.stop_token,
+        list(chain.from_iterable(lists)) if lists else None,
+        max(event.num_cached_tokens for event in events),
+        last.error,
+    )
 
 
 def _weight(event: TokenEvent) -> int:
-    return len(event.token_ids) + sum(len(each.top_ids) for each in event.logprobs or ())
+    tokens = len(event.token_ids)
+    return tokens if event.logprobs is None else tokens + sum(len(each.top_ids) for each in event.logprobs)

@@ -29,12 +29,12 @@ def test_a_reader_who_leaves_too_much_is_told_so_and_its_requests_end(monkeypatc
         assert ended == []
         stream.put(1, TokenEvent("b", [8, 9, 9]))
         assert ended == [["a", "b"]]
-        had = [(await anext(stream))[1].token_ids for _ in range(3)]
+        had = [(await anext(stream))[1].token_ids for _ in range(2)]
         with pytest.raises(RequestError, match=r"^the client reads too slowly: its requests were ended$") as refused:
             await anext(stream)
         return had, refused.value.code, refused.value.status
 
-    assert asyncio.run(run()) == ([[7], [7], [8, 9, 9]], "slow_client", 408)
+    assert asyncio.run(run()) == ([[7], [7, 8, 9, 9]], "slow_client", 408)
 
 
 def test_what_is_read_is_counted_no_more_and_the_end_is_never_too_much(monkeypatch):
@@ -51,3 +51,18 @@ def test_what_is_read_is_counted_no_more_and_the_end_is_never_too_much(monkeypat
         return ended, await read(stream)
 
     assert asyncio.run(run()) == ([], [[1] * 10, [1]])
+
+
+def test_who_comes_late_finds_what_each_request_gained_as_one_event():
+    async def run():
+        stream = opened([])
+        stream.put(0, TokenEvent("a", [1], logprobs=[ALTERNATIVES]))
+        stream.put(1, TokenEvent("b", [5], num_cached_tokens=3))
+        stream.put(0, TokenEvent("a", [2, 3], "stop", stop_token=3, logprobs=[ALTERNATIVES] * 2))
+        stream.abort()
+        return [each async for each in stream]
+
+    assert asyncio.run(run()) == [
+        (0, TokenEvent("a", [1, 2, 3], "stop", 3, [ALTERNATIVES] * 3)),
+        (1, TokenEvent("b", [5], "abort", num_cached_tokens=3)),
+    ]
