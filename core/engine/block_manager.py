@@ -7,7 +7,6 @@ At any time ``free + used + kept == total``: used by rows, or kept by the policy
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.blocks import BlockPolicy, PoolUse
@@ -36,7 +35,10 @@ class BlockManager:
         """The pages that already hold a prefix of a waiting sequence, if the others that it needs can be had, or None."""
         if sequence.pages_missed > self._division.for_admission(self._use()):
             return None  # looking again would find nothing new: what it missed has not become free
-        hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
+        if sequence.read is None:
+            hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
+        else:
+            hit = Hit(np.zeros(0, np.int32), 0)  # all of its tokens are computed
         if hit.num_tokens != len(hit.pages) * self.pool.page_size or hit.num_tokens >= len(sequence.tokens):
             raise RuntimeError(
                 f"cache policy {type(self._policy).__name__} found {hit.num_tokens} of {len(sequence.tokens)} tokens in "
@@ -106,15 +108,6 @@ class BlockManager:
         self._policy.leave(state.pages[row, :number].copy())
         state.pages[row, :number] = 0
         state.num_pages[row] = state.num_grown[row] = 0
-
-    def lend(self, number: int) -> NDArray[np.int32] | None:
-        """Pages for what holds no row, or None when so many cannot be had now. Give them to ``take_back``."""
-        if number > self._division.for_admission(self._use()) or not self._make_room(number):
-            return None
-        return self.pool.take(number)
-
-    def take_back(self, pages: NDArray[np.int32]) -> None:
-        self.pool.release(pages)
 
     def _make_room(self, wanted: int) -> bool:
         short = wanted - self.pool.num_free

@@ -25,7 +25,7 @@ from core.engine.stream import TokenStream
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.frontend import Health
 from core.interfaces.limits import RequestLimits
-from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
+from core.interfaces.request import EngineStats, ReadFor, Request, SamplingParams, TokenEvent, TokenLogprobs
 
 log = logging.getLogger("dovetail.engine")
 
@@ -63,7 +63,7 @@ class EngineClient:
         self._watcher = threading.Thread(target=self._watch, name="engine-watch", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, tuple[TokenStream, int]] = {}
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._asked: dict[str | int, asyncio.Future[Any]] = {}  # by a reading's request id, or a ticket
         self._mourners: set[asyncio.Future[None]] = set()
         self._numbers = itertools.count()
         self._limits: RequestLimits | None = None
@@ -138,30 +138,42 @@ class EngineClient:
         return Health(alive=ready, ready=ready, detail="" if ready else self._detail)
 
     async def stats(self) -> EngineStats:
-        stats: EngineStats = await self._ask(wire.AskStats(next(self._numbers)))
+        ticket = next(self._numbers)
+        stats: EngineStats = await self._ask(ticket, wire.AskStats(ticket))
         return stats
 
     async def embed(self, prompt_token_ids: Sequence[int], *, mean: bool) -> NDArray[np.float32]:
-        """As ``Engine.embed``."""
-        state: bytes = await self._ask(wire.Embed(next(self._numbers), list(prompt_token_ids), mean))
+        """The hidden state [H] of a prompt's last token behind the final norm, or the mean over all of its tokens."""
+        state: bytes = await self._read(prompt_token_ids, "mean" if mean else "last")
         return np.frombuffer(state, np.float32)
 
     async def score(self, prompt_token_ids: Sequence[int], most: int) -> list[TokenLogprobs]:
-        """As ``Engine.score``."""
-        logprobs: list[TokenLogprobs] = await self._ask(wire.Score(next(self._numbers), list(prompt_token_ids), most))
+        """How likely each token of a prompt but the first is behind those before it, with the ``most`` likeliest."""
+        logprobs: list[TokenLogprobs] = await self._read(prompt_token_ids, "likelihoods", most)
         return logprobs
 
-    async def _ask(self, question: wire.AskStats | wire.Embed | wire.Score) -> Any:
+    async def _read(self, prompt_token_ids: Sequence[int], read: ReadFor, most: int | None = None) -> Any:
+        """A task that is cancelled ends what the engine does for it."""
+        name, params = f"read#{next(self._numbers)}", SamplingParams(max_tokens=1, logprobs=most)
+        request = Request(request_id=name, prompt_token_ids=list(prompt_token_ids), params=params, read=read)
+        try:
+            return await self._ask(name, wire.Submit([request]))
+        except asyncio.CancelledError:
+            if self._life is not None:
+                self._life.send(wire.Abort([name]))
+            raise
+
+    async def _ask(self, name: str | int, question: wire.AskStats | wire.Submit) -> Any:
         loop = self._enter()
         life = self._living()
         future: asyncio.Future[Any] = loop.create_future()
-        self._asked[question.ticket] = future
+        self._asked[name] = future
         try:
             if not life.send(question):
                 raise EngineDeadError("the engine does not answer any more")
             return await future
         finally:
-            self._asked.pop(question.ticket, None)
+            self._asked.pop(name, None)
 
     async def wait_dead(self) -> str:
         """Returns, with the reason, when the engine is gone for good."""
@@ -207,9 +219,12 @@ class EngineClient:
         found = [self._streams.pop(wire_id, None) for wire_id in message.request_ids]
         for stream, number in filter(None, found):
             stream.refuse(number, error)
+        for future in filter(None, map(self._asked.get, message.request_ids)):
+            if not future.done():
+                future.set_exception(error)
 
-    def _answer(self, message: wire.Stats | wire.Embedded | wire.Scored | wire.NotRead) -> None:
-        future = self._asked.get(message.ticket)
+    def _answer(self, message: wire.Stats | wire.Embedded | wire.Scored) -> None:
+        future = self._asked.get(message.ticket if isinstance(message, wire.Stats) else message.request_id)
         if future is None or future.done():
             return
         match message:
@@ -219,9 +234,6 @@ class EngineClient:
                 future.set_result(message.state)
             case wire.Scored():
                 future.set_result(message.logprobs)
-            case wire.NotRead():
-                error = RequestError(message.message, param=message.param, code=message.code, status=message.status)
-                future.set_exception(error)
 
     def _bury(self, life: EngineProcess, reason: str) -> None:
         lost = {id(stream): stream for stream, _ in self._streams.values() if stream.life is life}
@@ -296,7 +308,7 @@ class EngineClient:
             self._in_loop(self._deliver, message.events)
         elif isinstance(message, wire.Refused):
             self._in_loop(self._refuse, message)
-        elif isinstance(message, (wire.Stats, wire.Embedded, wire.Scored, wire.NotRead)):
+        elif isinstance(message, (wire.Stats, wire.Embedded, wire.Scored)):
             self._in_loop(self._answer, message)
         elif isinstance(message, wire.Failed):
             return message

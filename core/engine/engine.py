@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -16,10 +15,10 @@ from core.engine.barring import Barred
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
-from core.engine.gains import Gains, logprobs_of
+from core.engine.gains import Gains
 from core.engine.guiding import Guide, Guiding
 from core.engine.penalties import Seen
-from core.engine.reading import LOGIT_ROWS, chunks
+from core.engine.reading import Read
 from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
 from core.engine.stop import banned_tokens, stop_tokens
@@ -107,6 +106,7 @@ class Engine:
         self._told: list[TokenEvent] = []  # given out by the next step; between steps these are ends of aborted requests
         self._preparing: dict[str, Sequence] = {}  # of these, whose grammar is not ready; they wait, but in no queue
         self._answers: list[Answer] = []
+        self._has_read = False
         self._flight: tuple[Step, Launched] | None = None  # launched, and its tokens not read
         self._last: Step | None = None  # launched, and not failed in that
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
@@ -116,7 +116,8 @@ class Engine:
         self._step_seconds = self._schedule_seconds = 0.0
 
     def add(self, request: Request) -> None:
-        """Whether its grammar can be had is found out beside the steps: ``answers`` tells of one that cannot.
+        """Whether its grammar can be had is found out beside the steps: ``answers`` tells of one that cannot, and of what was
+        found in a prompt that is only read.
 
         :raises RequestError: for one that can never run, or (status 429) while too many wait.
         """
@@ -144,37 +145,6 @@ class Engine:
         self._told.append(self._end(sequence, "abort"))
         return True
 
-    def embed(self, prompt_token_ids: list[int], *, mean: bool) -> NDArray[np.float32]:
-        """The hidden state [H] of a prompt's last token behind the final norm, or the mean over all of its tokens.
-
-        :raises RequestError: for a prompt that does not fit, and where a model is shared by several processes.
-        """
-        total: NDArray[np.float64] | float = 0.0
-        with closing(self._reading(prompt_token_ids, self.config.max_num_batched_tokens, every=mean)) as batches:
-            for batch in batches:
-                total = total + self._runner.hidden_states(batch).sum(0, dtype=np.float64)
-        return np.asarray(total / (len(prompt_token_ids) if mean else 1), np.float32)
-
-    def score(self, prompt_token_ids: list[int], most: int) -> list[TokenLogprobs]:
-        """How likely each token of a prompt but the first is behind those before it, with the ``most`` likeliest.
-
-        :raises RequestError: for a prompt that does not fit, and for a ``most`` beyond the vocabulary.
-        """
-        self.limits.check(prompt_token_ids, SamplingParams(max_tokens=1, logprobs=most))
-        following = np.array([*prompt_token_ids[1:], 0], np.int64)
-        found: list[TokenLogprobs] = []
-        with closing(self._reading(prompt_token_ids, LOGIT_ROWS, every=True)) as batches:
-            for batch in batches:
-                likely = self._runner.likelihoods(batch, following[batch.positions], most)
-                found += [logprobs_of(likely, row, most) for row in range(len(batch.positions))]
-        return found[:-1]
-
-    def _reading(self, prompt: list[int], size: int, *, every: bool) -> Generator[StepBatch, None, None]:
-        self.limits.check(prompt, SamplingParams(max_tokens=1))
-        self._land()
-        self._last = None  # the next step does not go on from the one before
-        return chunks(prompt, self.blocks, min(size, self.config.max_num_batched_tokens), every=every)
-
     @property
     def has_work(self) -> bool:
         return bool(self._sequences or self._told or self._flight)
@@ -187,10 +157,14 @@ class Engine:
         """
         began = perf_counter()
         self._admit_prepared()
-        step = self._scheduler.schedule()
+        reading = None if self._has_read else self._scheduler.reading()
+        self._has_read = reading is not None  # who is only read and all the others take turns
+        step = self._scheduler.schedule() if reading is None else None
         self._schedule_seconds += perf_counter() - began
-        if step is None:
-            if not self._land() and not self._told and not self._answers:
+        if reading is not None:
+            self._read_on(*reading)
+        elif step is None:
+            if not self._land() and not self._told and not self._answers and self._scheduler.reading() is None:
                 self._wait_for_grammars()
         else:
             self._launch(step)
@@ -254,7 +228,7 @@ class Engine:
             key=(self._policy.order(request), self._num_added),
             tokens=prompt,
             num_prompt=len(prompt),
-            limit=self.limits.context if params.max_tokens is None else len(prompt) + params.max_tokens,
+            limit=self._limit(request),
             min_length=len(prompt) + params.min_tokens,
             seed=self._drawn_seed() if params.seed is None else params.seed % 2**64,
             stops=stops,
@@ -264,8 +238,13 @@ class Engine:
             bias_values=np.array(list(params.logit_bias.values()), np.float32),
             seen=seen,
             guide=self._guide(params),
+            read=Read(request) if request.read else None,
             barred=Barred.of(params),
         )
+
+    def _limit(self, request: Request) -> int:
+        most = 0 if request.read else request.params.max_tokens
+        return self.limits.context if most is None else len(request.prompt_token_ids) + most
 
     def _guide(self, params: SamplingParams) -> Guide | None:
         if self._guiding is not None:
@@ -294,10 +273,13 @@ class Engine:
                 self._scheduler.wait(sequence)
                 continue
             del self._sequences[request_id]
-            if not isinstance(refusal, RequestError):
-                log.error("the grammar of request %s could not be prepared", request_id, exc_info=refusal)
-                refusal = RequestError(f"internal error: {refusal}", code="internal_error", status=500)
-            self._answers.append(Answer(request_id, refusal))
+            self._refuse(request_id, refusal)
+
+    def _refuse(self, request_id: str, error: Exception) -> None:
+        if not isinstance(error, RequestError):
+            log.error("request %s cannot be had", request_id, exc_info=error)
+            error = RequestError(f"internal error: {error}", code="internal_error", status=500)
+        self._answers.append(Answer(request_id, error))
 
     def _wait_for_grammars(self) -> None:
         """Nobody else has anything to do. New requests may come meanwhile: not for long."""
@@ -330,6 +312,24 @@ class Engine:
                 self._read(*before)
             if not self._runner.ahead or step.drafted is not None:
                 self._land()
+
+    def _read_on(self, sequence: Sequence, most: int) -> None:
+        """Compute the next tokens of a prompt that is only read."""
+        self._land()
+        self._last = None  # the next step does not go on from the one before
+        rows, row, read = self._rows, sequence.row, sequence.read
+        assert read is not None
+        try:
+            rows.computed[row] = read.advance(self._runner, rows.pages[row], rows.page_size, int(rows.computed[row]), most)
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            self._forget(sequence)
+            self._refuse(sequence.request_id, error)
+        else:
+            if rows.computed[row] == sequence.num_prompt:
+                self._forget(sequence)
+                self._answers.append(read.answer())
 
     def _land(self) -> bool:
         """Read the step that is under way, so that everything is known. False when there is none."""
@@ -365,11 +365,14 @@ class Engine:
         error: str = "",
     ) -> TokenEvent:
         """Give back all that a sequence holds; its last event."""
+        self._forget(sequence)
+        self._finished[reason] += 1
+        cached = max(0, sequence.num_cached)
+        return TokenEvent(sequence.request_id, token_ids or [], reason, stop_token, logprobs, cached, error)
+
+    def _forget(self, sequence: Sequence) -> None:
         if self._preparing.pop(sequence.request_id, None) is None:
             self._scheduler.remove(sequence)
         if sequence.guide is not None:
             sequence.guide.forget()
         del self._sequences[sequence.request_id]
-        self._finished[reason] += 1
-        cached = max(0, sequence.num_cached)
-        return TokenEvent(sequence.request_id, token_ids or [], reason, stop_token, logprobs, cached, error)

@@ -9,6 +9,7 @@ import numpy as np
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
+from core.engine.reading import logprobs_of
 from core.engine.rows import Ints, Rows, Sequence
 from core.engine.stop import verdict
 from core.interfaces.compute import Sampled
@@ -152,15 +153,3 @@ def _verdict(sequence: Sequence, token: int, length: int) -> tuple[FinishReason 
     except ValueError as error:
         return "error", None, str(error)
     return ("stop", None, "") if complete else (reason, stop_token, "")
-
-
-def logprobs_of(sampled: Sampled, index: int, wanted: int) -> TokenLogprobs:
-    """One row's entry; ``wanted`` of the likeliest tokens, though another row may have asked for more."""
-    if sampled.logprobs is None or sampled.ranks is None or sampled.top_ids is None or sampled.top_logprobs is None:
-        raise RuntimeError("a row asked for log-probabilities and the runner brought none")
-    return TokenLogprobs(
-        float(sampled.logprobs[index]),
-        int(sampled.ranks[index]),
-        sampled.top_ids[index, :wanted].tolist(),
-        sampled.top_logprobs[index, :wanted].tolist(),
-    )

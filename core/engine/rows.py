@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from core.engine.barring import Barred
 from core.engine.guiding import Guide
 from core.engine.penalties import Seen
+from core.engine.reading import Read
 from core.interfaces.request import Request
 
 Ints = NDArray[np.int64]
@@ -43,6 +44,7 @@ class Sequence:
     bias_values: NDArray[np.float32]
     seen: Seen | None  # only when penalized
     guide: Guide | None = None  # only when its output has a given form
+    read: Read | None = None  # only when its prompt is read and not gone on with
     barred: Barred | None = None  # only when there are words it may not say
     row: int = -1  # -1: waits
     num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
@@ -54,6 +56,7 @@ class Rows:
 
     The last token of a row may be one that a step under way will give: it is known to be there, not which it is.
     ``wanted`` is how many tokens a row wants to compute: 1 it decodes, more: its prompt is being computed.
+    Who is only read is at its ``limit`` from the start.
     ``held`` rows wait for copies of pages that were found for them and want nothing until then; a row at its ``limit`` wants
     nothing more, and leaves when its last token is known. ``served`` counts who has left a row: a step can tell who is gone.
     """

@@ -57,6 +57,7 @@ class Scheduler:
         self._land = land
         self._budget = max_num_batched_tokens
         self._drafting = drafting
+        self._reading: dict[str, Sequence] = {}  # placed, and only read
         self._arriving: dict[str, tuple[Sequence, tuple[Copying, ...]]] = {}  # held sequences, by request id
 
     def wait(self, sequence: Sequence) -> None:
@@ -68,13 +69,14 @@ class Scheduler:
             if self._drafting is not None:
                 self._drafting.forget(sequence.request_id)
             self._arriving.pop(sequence.request_id, None)
+            self._reading.pop(sequence.request_id, None)
             self._blocks.release(sequence.row)
             self._rows.vacate(sequence)
         else:
             del self.waiting[bisect_left(self.waiting, sequence.key, key=_key)]
 
     def schedule(self) -> Step | None:
-        """The next step, or None when nobody is placed or waits, or all who are placed wait for their grammars."""
+        """The next step, or None when nobody is placed or waits, or all who are placed wait for their grammars or are read."""
         rows = self._rows
         self._release_arrived()
         self._grow_decoding()
@@ -92,7 +94,7 @@ class Scheduler:
         if not granted and not len(decoding):
             if self._land():
                 return self.schedule()
-            if self.put_off():
+            if self.put_off() or self._reading:
                 return None
             if not self._arriving:
                 # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
@@ -160,6 +162,11 @@ class Scheduler:
             hit = self._blocks.find(sequence)
             if hit is None:
                 break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
+            if sequence.read is not None:
+                self._place(passed_over, hit)
+                self._reading[sequence.request_id] = sequence
+                sequence.read.restart()
+                continue
             budget.num_behind = min(len(self.waiting) - passed_over, rows.num_free) - 1
             if hit.arriving:
                 row = self._place(passed_over, hit)
@@ -187,6 +194,13 @@ class Scheduler:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += hit.num_tokens
         return row
+
+    def reading(self) -> tuple[Sequence, int] | None:
+        """Of the placed sequences that are only read the first, and how many of its tokens may be computed now."""
+        if not self._reading:
+            return None
+        sequence = min(self._reading.values(), key=_key)
+        return sequence, max(1, self._budget - int(np.count_nonzero(self._rows.wanted == 1)))
 
     def put_off(self) -> list[Sequence]:
         """Sequences that are held until their grammar has said what may come next."""

@@ -23,7 +23,7 @@ import zmq
 
 from core.engine import wire
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
-from core.interfaces.engine import EngineLike
+from core.interfaces.engine import Answer, EngineLike
 from core.interfaces.request import Request
 
 log = logging.getLogger("dovetail.engine")
@@ -121,7 +121,7 @@ def _serve(engine: EngineLike, inbox: zmq.Socket[bytes], outbox: zmq.Socket[byte
             if events:
                 outbox.send(wire.encode(wire.Step(list(events))))
             for answer in engine.answers():
-                outbox.send(wire.encode(_refused([answer.request_id], answer.error)))
+                outbox.send(wire.encode(_told(answer)))
 
 
 def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes]) -> None:
@@ -134,23 +134,14 @@ def _handle(engine: EngineLike, message: wire.ToEngine, outbox: zmq.Socket[bytes
             engine.abort(request_id)
     elif isinstance(message, wire.AskStats):
         outbox.send(wire.encode(wire.Stats(message.ticket, engine.stats())))
-    elif isinstance(message, (wire.Embed, wire.Score)):
-        outbox.send(wire.encode(_read(engine, message)))
 
 
-def _read(engine: EngineLike, message: wire.Embed | wire.Score) -> wire.Embedded | wire.Scored | wire.NotRead:
-    prompt, ticket = message.prompt_token_ids, message.ticket
-    try:
-        if isinstance(message, wire.Embed):
-            return wire.Embedded(ticket, engine.embed(prompt, mean=message.mean).tobytes())
-        return wire.Scored(ticket, engine.score(prompt, message.most))
-    except RequestError as error:
-        return wire.NotRead(ticket, error.message, error.param, error.code, error.status)
-    except EngineDeadError:
-        raise
-    except Exception as error:
-        log.exception("a prompt could not be read")
-        return wire.NotRead(ticket, f"internal error: {error}", None, "internal_error", 500)
+def _told(answer: Answer) -> wire.Refused | wire.Embedded | wire.Scored:
+    if answer.error is not None:
+        return _refused([answer.request_id], answer.error)
+    if answer.state is not None:
+        return wire.Embedded(answer.request_id, answer.state.tobytes())
+    return wire.Scored(answer.request_id, answer.logprobs or [])
 
 
 def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None:

@@ -12,7 +12,7 @@ from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogpr
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Requests that are accepted or refused together: the continuations of one call."""
+    """Requests that are accepted or refused together: the continuations of one call; or one whose prompt is read."""
 
     requests: list[Request]
 
@@ -23,20 +23,6 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 class AskStats(msgspec.Struct, frozen=True, tag="ask_stats"):
     ticket: int
-
-
-class Embed(msgspec.Struct, frozen=True, tag="embed"):
-    """Answered with ``Embedded``, or with ``NotRead``; so is ``Score`` with ``Scored``."""
-
-    ticket: int
-    prompt_token_ids: list[int]
-    mean: bool
-
-
-class Score(msgspec.Struct, frozen=True, tag="score"):
-    ticket: int
-    prompt_token_ids: list[int]
-    most: int
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -79,27 +65,17 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     """``state`` is float32, in the order of the host's bytes."""
 
-    ticket: int
+    request_id: str
     state: bytes
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
-    ticket: int
+    request_id: str
     logprobs: list[TokenLogprobs]
 
 
-class NotRead(msgspec.Struct, frozen=True, tag="not_read"):
-    """The fields are ``RequestError``'s."""
-
-    ticket: int
-    message: str
-    param: str | None
-    code: str
-    status: int
-
-
-ToEngine = Submit | Abort | AskStats | Embed | Score | Stop
-FromEngine = Ready | Failed | Step | Refused | Stats | Embedded | Scored | NotRead
+ToEngine = Submit | Abort | AskStats | Stop
+FromEngine = Ready | Failed | Step | Refused | Stats | Embedded | Scored
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode

@@ -20,6 +20,7 @@ MAX_BAD_WORDS = 1024
 MAX_BAD_WORD = 64  # tokens
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "parts"]
+ReadFor = Literal["", "last", "mean", "likelihoods"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -157,6 +158,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``priority``: lower runs earlier; equal priorities run in order of arrival. ``arrived``: seconds on the
     ``time.monotonic`` clock of the host. ``cache_salt``: requests share cached pages only under one salt.
+
+    ``read``: the prompt is read and not gone on with, for the hidden state of its "last" token behind the final norm, for the
+    "mean" over all of its tokens, or for the "likelihoods" of all but the first, with ``params.logprobs`` of the likeliest.
     """
 
     request_id: str
@@ -165,6 +169,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     arrived: float = 0.0
     cache_salt: str = ""
+    read: ReadFor = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.errors import EngineDeadError, RequestError
 from core.interfaces.engine import EngineLike
 from core.interfaces.frontend import ChatTemplate, ModelCard, Pooling, TextDelta, TokenInfo, Tokenizer
@@ -92,10 +95,26 @@ class LocalService:
         states = []
         for number, prompt in enumerate(prompts):
             try:
-                states.append(of_length_one(self._engine.embed(list(prompt), mean=pooling == "mean")))
+                states.append(of_length_one(self._state(list(prompt), pooling)))
             except RequestError as error:
                 raise of_prompt(number, error) from None
         return states
+
+    def _state(self, prompt: list[int], pooling: Pooling) -> NDArray[np.float32]:
+        name = f"read {next(self._batches)}"
+        request = Request(request_id=name, prompt_token_ids=prompt, params=SamplingParams(max_tokens=1), read=pooling)
+        self._engine.add(request)
+        try:
+            while self._engine.has_work:
+                self._engine.step()
+                for answer in self._engine.answers():
+                    if answer.error is not None:
+                        raise answer.error
+                    if answer.state is not None:
+                        return answer.state
+        finally:
+            self._engine.abort(name)
+        raise EngineDeadError("the engine stopped working on a prompt it had accepted")
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
@@ -134,7 +153,8 @@ class _Batch:
         self._fill()
         events = self._engine.step()
         for answer in self._engine.answers():
-            if (found := self._running.pop(answer.request_id, None)) is not None:
+            found = self._running.pop(answer.request_id, None)
+            if found is not None and answer.error is not None:
                 raise of_prompt(found[1], answer.error)
         if not events and not self._engine.has_work:
             raise EngineDeadError("the engine stopped working on requests it had accepted")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import Problem, RequestError, UserError
+from core.interfaces.engine import Answer
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
 
@@ -60,6 +61,7 @@ class FakeEngine:
     def __init__(self, setup=None):
         self.setup = setup or Setup()
         self.running = {}  # request id -> (request, number of tokens so far)
+        self.read = []  # requests that are not answered yet
         self.finished = {}
         self.steps = 0
         self.closed = False
@@ -67,7 +69,7 @@ class FakeEngine:
 
     @property
     def has_work(self):
-        return bool(self.running)
+        return bool(self.running or self.read)
 
     def add(self, request: Request):
         first = request.prompt_token_ids[0]
@@ -75,9 +77,14 @@ class FakeEngine:
             raise RequestError("the queue is full: try again later", code="queue_full", status=429)
         if first == REFUSED or (first == CLUMSY and request.params.seed == 12):
             raise RequestError("nobody wants this", param="prompt", code="refused")
-        if first == CLUMSY and request.params.seed is None:
+        if first == CLUMSY and request.params.seed is None and not request.read:
             raise KeyError("a bug in add")
         assert request.request_id not in self.running
+        if request.read:
+            if first == CLUMSY:
+                raise KeyError("a bug in reading")
+            self.read.append(request)
+            return
         self.running[request.request_id] = (request, 0)
 
     def abort(self, request_id):
@@ -120,26 +127,21 @@ class FakeEngine:
         return events
 
     def answers(self):
-        return []
+        """States are 3 and 4, or with the mean 4 and 3. A token is as unlikely as it is far from the beginning."""
+        answers = []
+        for request in self.read:
+            most, places = request.params.logprobs or 0, range(1, len(request.prompt_token_ids))
+            if request.read == "likelihoods":
+                logprobs = [TokenLogprobs(-float(place), 0, [7] * most, [-0.5] * most) for place in places]
+                answers.append(Answer(request.request_id, logprobs=logprobs))
+            else:
+                state = np.array([4, 3] if request.read == "mean" else [3, 4], np.float32)
+                answers.append(Answer(request.request_id, state=state))
+        self.read = []
+        return answers
 
     def _count(self, reason):
         self.finished[reason] = self.finished.get(reason, 0) + 1
-
-    def embed(self, prompt, *, mean):
-        """3 and 4, or with the mean 4 and 3."""
-        self._read(prompt)
-        return np.array([4, 3] if mean else [3, 4], np.float32)
-
-    def score(self, prompt, most):
-        """A token is as unlikely as it is far from the beginning."""
-        self._read(prompt)
-        return [TokenLogprobs(-float(place), 0, [7] * most, [-0.5] * most) for place in range(1, len(prompt))]
-
-    def _read(self, prompt):
-        if prompt[0] == REFUSED:
-            raise RequestError("nobody wants this", param="prompt", code="refused")
-        if prompt[0] == CLUMSY:
-            raise KeyError("a bug in reading")
 
     def check(self):
         pass

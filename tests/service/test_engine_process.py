@@ -186,6 +186,24 @@ def test_a_dropped_request_is_silent_while_its_mate_goes_on():
         assert running == 0
 
 
+def test_a_reading_that_is_cancelled_ends_in_the_engine(monkeypatch):
+    with engine() as client:
+        sent = []
+        monkeypatch.setattr(client._life, "send", lambda message: sent.append(message) or True)
+
+        async def run():
+            reading = asyncio.ensure_future(client.score([1, 2, 3], 0))
+            await asyncio.sleep(0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+
+        asyncio.run(run())
+        monkeypatch.undo()
+    [submit, abort] = sent
+    assert abort.request_ids == [submit.requests[0].request_id]
+
+
 def test_an_id_can_be_used_again_at_once_after_an_abort():
     with engine(step_seconds=0.005) as client:
 
