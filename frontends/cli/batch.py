@@ -20,8 +20,8 @@ from frontends.cli.options import api_key, parsed, server_options, whole
 if TYPE_CHECKING:
     import httpx
 
-TRIES = 5  # of a request whose server is busy or broke off
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between them, doubled each time, unless the server says how long
+TRIES = 5  # of a request whose server cannot be reached or broke off
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two, doubled each time; longer where a busy server says so
 STOPPED = "stopped: the same command does the rest"
 BUSY = frozenset({429, 503})
 
@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--retry-failed", action="store_true", help="ask again what an earlier run has no good answer to")
     parser.add_argument(
-        "--timeout", type=whole(1), default=3600, metavar="SECONDS", help="for one answer (default: %(default)s)"
+        "--timeout",
+        type=whole(1),
+        default=3600,
+        metavar="SECONDS",
+        help="for one answer, and as long for a server that is busy (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     return parser
@@ -172,31 +176,32 @@ class _Batch:
             progress.step(failed=len(self._answers.failed))
 
     async def _answer(self, client: httpx.AsyncClient, asked: Asked, body: dict[str, Any]) -> dict[str, Any]:
-        """:raises UserError: when there is no server any more."""
+        """A busy server is no failed try: it is asked for as long as an answer may take.
+
+        :raises UserError: when there is no server any more.
+        """
         import httpx
 
-        pause = FIRST_PAUSE
-        for attempt in range(1, TRIES + 1):
-            last = attempt == TRIES
+        pause, failed, began = FIRST_PAUSE, 0, time.monotonic()
+        while True:
             try:
                 response = await client.post(asked.url, json=body)
-            except httpx.ConnectError as error:
-                if last:
-                    raise _gone(str(client.base_url), str(error)) from None
             except httpx.TimeoutException:
                 return failure(asked.custom_id, "request_timeout", f"no answer within {self._options.timeout} s")
             except UnicodeEncodeError:
                 return failure(asked.custom_id, "invalid_request", "the body has a lone surrogate, which is no text")
             except httpx.HTTPError as error:
-                if last:
+                failed += 1
+                if failed == TRIES and isinstance(error, httpx.ConnectError):
+                    raise _gone(str(client.base_url), str(error)) from None
+                if failed == TRIES:
                     return failure(asked.custom_id, "connection_error", str(error) or type(error).__name__)
             else:
-                if response.status_code not in BUSY or last:
+                if response.status_code not in BUSY or time.monotonic() - began >= self._options.timeout:
                     return _answered(asked.custom_id, response)
-                pause = _wanted_pause(response, pause)
+                pause, failed = max(pause, _wanted_pause(response)), 0
             await asyncio.sleep(min(pause, LONGEST_PAUSE))
             pause *= 2
-        raise AssertionError("the last attempt returns")
 
 
 async def _first_model(client: httpx.AsyncClient, url: str) -> str:
@@ -228,9 +233,9 @@ def _gone(url: str, why: str) -> UserError:
     )
 
 
-def _wanted_pause(response: httpx.Response, usual: float) -> float:
+def _wanted_pause(response: httpx.Response) -> float:
     said = response.headers.get("retry-after", "")
-    return float(said) if said.isdecimal() else usual
+    return float(said) if said.isdecimal() else 0.0
 
 
 def _answered(custom_id: str, response: httpx.Response) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -193,6 +194,30 @@ def test_a_busy_server_is_asked_again(files, server):
     assert found["c"]["error"] == {"code": "request_timeout", "message": "no answer within 5 s"}
     assert found["d"]["error"] == {"code": "invalid_response", "message": "status 502, and no JSON: <html>"}
     assert pauses == [7.0, 14.0, 0.5, 1.0, 2.0, 4.0]
+
+
+def test_a_server_that_stays_busy_is_asked_for_as_long_as_an_answer_may_take(files, server, monkeypatch):
+    asked, answered = files
+    asked.write_text(request("a"))
+    left = [20]
+
+    def function(body):
+        left[0] -= 1
+        busy = httpx.Response(429, headers={"retry-after": "1"}, json={})
+        return busy if left[0] else httpx.Response(200, json={})
+
+    pauses = server(function)
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: sum(pauses)))
+    assert run() == ExitCode.OK
+    assert answers(answered)["a"]["response"]["status_code"] == 200
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 14]
+
+    answered.unlink()
+    left[0] = -1
+    pauses.clear()
+    assert run("--timeout", "60") == ExitCode.FAILED
+    assert answers(answered)["a"]["response"]["status_code"] == 429
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
 def test_ctrl_c_keeps_what_is_done(files, server, capsys):
