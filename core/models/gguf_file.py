@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from math import gcd, prod
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.host import usable_cores
 from core.interfaces.model import Tensor
 
 STRING, ARRAY = 8, 9
@@ -27,6 +29,7 @@ LENGTH = struct.Struct("<Q")
 ALIGNMENT = 32  # unless general.alignment says otherwise
 MOST_DIMS = 4
 CHUNK = 1 << 17  # values unpacked at a time
+MOST_WORKERS = 8  # that unpack at the same time
 TOGETHER = 8  # rows given to the package as one
 
 
@@ -136,6 +139,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._workers = ThreadPoolExecutor(min(usable_cores(), MOST_WORKERS))  # has no threads before there is work
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -211,9 +215,12 @@ class GgufFile:
         rows = rows.reshape(len(rows) // together, -1)
         values = np.empty((len(rows), together * (at.shape[-1] if at.shape else 1)), np.float32)
         step = max(1, CHUNK // values.shape[1])  # the package's own temporaries are as large as what it is given
+
+        def unpack(start: int) -> None:
+            values[start : start + step] = dequantize(rows[start : start + step], kind)
+
         try:
-            for start in range(0, len(rows), step):
-                values[start : start + step] = dequantize(rows[start : start + step], kind)
+            deque(self._workers.map(unpack, range(0, len(rows), step)), maxlen=0)
         except NotImplementedError:
             raise UserError.of(
                 f"cannot read {self.path}: tensor {name!r} is stored as {kind.name}, which nothing here unpacks",
@@ -228,6 +235,7 @@ class GgufFile:
         self._map.madvise(mmap.MADV_DONTNEED, start, self._end(name) - start)
 
     def close(self) -> None:
+        self._workers.shutdown()
         with suppress(BufferError):  # where somebody still holds a view, the map goes with the last one
             self._map.close()
 

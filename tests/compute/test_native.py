@@ -11,7 +11,7 @@ from core.compute.torch_backend.backend import Norm
 from core.compute.torch_backend.linear import DenseLinear
 from core.compute.torch_backend.native import library
 from core.compute.torch_backend.native.backend import NativeBackend
-from core.compute.torch_backend.native.linear import AT_A_TIME, NativeDense
+from core.compute.torch_backend.native.linear import AT_A_TIME, NativeDense, whole
 from core.compute.torch_backend.native.memory import CHUNK, HUGE, HugePages
 from core.compute.torch_backend.native.step import NativeKV, upload
 from core.interfaces.compute import ComputeBackend
@@ -124,7 +124,7 @@ def test_attention_of_a_sequence_hangs_on_no_other(dtype):
 
 def dense(rows, columns, seed=0):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    return weight, NativeDense("o", weight, "", HugePages())
+    return weight, NativeDense("o", weight.shape, whole(weight), "", HugePages())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 96), (37, 45), (130, 17), (1, 64)])
@@ -141,6 +141,18 @@ def test_products(rows, columns):
         assert (linear.logits(x) - right).abs().max() <= 3e-6 * scale
     ids = torch.randint(rows, (9,), generator=random, dtype=torch.int32)
     assert torch.equal(linear.rows(ids), weight[ids.long()])
+
+
+def test_a_matrix_may_come_in_parts_of_any_number_of_rows_and_any_number_format():
+    rows = 0, 64, 74, 75, 96, 130
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.float32, torch.float16, torch.bfloat16, torch.float32, torch.float32
+    parts = [
+        (slice(first, last), torch.randn(last - first, 45, generator=random).to(kind))
+        for first, last, kind in zip(rows, rows[1:], kinds, strict=False)
+    ]
+    linear = NativeDense("o", (130, 45), parts, "", HugePages())
+    assert torch.equal(linear.rows(torch.arange(130)), torch.cat([part.bfloat16() for _, part in parts]))
 
 
 def test_a_token_s_product_hangs_on_no_other_token():

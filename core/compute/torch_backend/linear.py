@@ -133,6 +133,10 @@ class Target:
     def linear(self, role: Role, dense: Tensor, format: str) -> TorchLinear:
         return PackedLinear(role, dense, f"{format} packed for oneDNN") if self.packs else DenseLinear(role, dense, format)
 
+    def dense(self, weight: Weight, spec: DecoderSpec) -> TorchLinear:
+        """A projection in the model's dtype."""
+        return self.linear(weight.name.role, array(weight, spec, self), self.format)
+
     def tied_head(self, embedding: Tensor) -> TorchLinear:
         if self.packs:
             return TiedHead(embedding, self.format)
@@ -163,7 +167,7 @@ def place(
     if quantizer is not None and role in quantizer.roles:
         return quantized(weight, spec, quantizer.of_role(role), target)
     if embedding is None or not weight.tied:
-        return target.linear(role, array(weight, spec, target), target.format)
+        return target.dense(weight, spec)
     return target.tied_head(embedding)
 
 

@@ -67,13 +67,12 @@ class NativeBackend(TorchBackend):
         self._linear_logits = library.function("linear_logits", ADDRESS, NUMBER, *around, NUMBER, ADDRESS)
 
     def place(self, weight: Weight, spec: DecoderSpec, quantizer: Quantizer | None) -> Any:
-        placed = super().place(weight, spec, quantizer)
         head_apart = self.split or (quantizer is not None and "head" in quantizer.roles)
         if weight.name.role != "embed" or not spec.tied_head or not self._bfloat16 or head_apart:
-            return placed
+            return super().place(weight, spec, quantizer)
         with machine.memory_for(f"the weights of the model, at {weight.name}", "take a smaller model", "free memory"):
-            placed = self._embedding = self._native.embedding_and_head(placed)
-        return placed
+            self._embedding = self._native.embedding_and_head(weight, spec)
+        return self._embedding
 
     def embed(self, table: Tensor | NativeDense, step: Step | NativeStep) -> Tensor:
         return table.rows(step.token_ids) if isinstance(table, NativeDense) else super().embed(table, step)  # type: ignore[arg-type]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear
+from core.compute import parts
+from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear, borrowed
 from core.compute.torch_backend.native import library
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER
 from core.compute.torch_backend.native.memory import HugePages
-from core.interfaces.model import Role
+from core.interfaces.model import DecoderSpec, Role, Weight
 
 NATIVE_KERNELS: dict[str, QuantizedKernel] = {}
 """Native linears that multiply by a packed layout as it is, by the layout's name; asked before those of torch."""
+Part: TypeAlias = tuple[slice, Tensor]
+"""Rows of a matrix, and what they are."""
+ARRANGED = (torch.bfloat16, torch.float32)
 AT_A_TIME = 512  # tokens whose products are made in one call
 
 
@@ -51,15 +57,19 @@ class NativeDense(NativeLinear):
     transformers'.
     """
 
-    def __init__(self, role: Role, weight: Tensor, format: str, memory: HugePages) -> None:
-        rows, columns = weight.shape
+    def __init__(self, role: Role, shape: tuple[int, ...], parts: Iterable[Part], format: str, memory: HugePages) -> None:
+        """``parts``: of the matrix, in their order; nothing of them is kept."""
+        rows, columns = shape
         panel = int(library.function("dense_panel", result=NUMBER)())  # rows that lie side by side
         self._pairs = memory.empty((-(-rows // panel), -(-columns // 2), panel, 2), torch.bfloat16)
-        super().__init__(role, weight.shape, self._pairs.nbytes, format)
+        super().__init__(role, shape, self._pairs.nbytes, format)
         new = library.function("dense_new", ADDRESS, NUMBER, NUMBER, result=ADDRESS)
         self.describe(new(self._pairs.data_ptr(), rows, columns))
-        arrange = library.function("dense_arrange", ADDRESS, ADDRESS, ADDRESS)
-        arrange(self.native, weight.contiguous().data_ptr(), self._pairs.data_ptr())
+        arrange = library.function("dense_arrange", ADDRESS, NUMBER, ADDRESS, NUMBER, NUMBER, ADDRESS)
+        for own, part in whole_panels(parts, panel, columns):
+            part = (part if part.dtype in ARRANGED else part.to(torch.bfloat16)).contiguous()
+            kind = int(part.dtype == torch.bfloat16)
+            arrange(self.native, kind, part.data_ptr(), own.start, own.stop, self._pairs.data_ptr())
         self._look_up = library.function("dense_look_up", ADDRESS, ADDRESS, NUMBER, ADDRESS)
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -68,6 +78,24 @@ class NativeDense(NativeLinear):
         out = torch.empty((len(ids), self.in_features), dtype=torch.bfloat16)
         self._look_up(self.native, ids.data_ptr(), len(ids), out.data_ptr())
         return out
+
+
+def whole(matrix: Tensor) -> list[Part]:
+    return [(slice(0, len(matrix)), matrix)]
+
+
+def whole_panels(parts: Iterable[Part], panel: int, columns: int) -> Iterator[Part]:
+    """The same rows, those that share a panel with rows of another part put together with them."""
+    waiting: list[Tensor] = []
+    first = 0
+    for own, part in parts:
+        waiting.append(part)
+        if own.stop % panel == 0:
+            yield slice(first, own.stop), waiting[0] if len(waiting) == 1 else torch.cat([each.float() for each in waiting])
+            first, waiting = own.stop, []
+    if waiting:
+        rows = torch.cat([each.float() for each in waiting]) if len(waiting) > 1 else waiting[0]
+        yield slice(first, first + len(rows)), rows
 
 
 @dataclass(frozen=True)
@@ -83,7 +111,17 @@ class NativeTarget(Target):
     def linear(self, role: Role, dense: Tensor, format: str) -> TorchLinear:
         if self.dtype != torch.bfloat16:
             return super().linear(role, dense, format)
-        return NativeDense(role, dense, f"{format} in native kernels", self.memory)
+        return NativeDense(role, dense.shape, whole(dense), f"{format} in native kernels", self.memory)
+
+    def dense(self, weight: Weight, spec: DecoderSpec) -> TorchLinear:
+        if self.dtype != torch.bfloat16:
+            return super().dense(weight, spec)
+        return self._of_parts(weight, spec, f"{self.format} in native kernels")
+
+    def _of_parts(self, weight: Weight, spec: DecoderSpec, format: str) -> NativeDense:
+        role = weight.name.role
+        own = ((rows, borrowed(part)) for rows, part in parts.dense(weight))
+        return NativeDense("head" if role == "embed" else role, spec.shape(role), own, format, self.memory)
 
     def tied_head(self, embedding: Tensor | NativeDense) -> TorchLinear:
         if isinstance(embedding, NativeDense):
@@ -91,11 +129,11 @@ class NativeTarget(Target):
         if self.dtype != torch.bfloat16:
             return super().tied_head(embedding)
         format = f"{self.format} in native kernels, beside the embedding it is tied to"
-        return NativeDense("head", embedding, format, self.memory)
+        return NativeDense("head", embedding.shape, whole(embedding), format, self.memory)
 
-    def embedding_and_head(self, table: Tensor) -> NativeDense:
-        format = f"{self.format} in native kernels, the embedding it is tied to"
-        return NativeDense("head", table, format, self.memory)
+    def embedding_and_head(self, weight: Weight, spec: DecoderSpec) -> NativeDense:
+        """``weight``: the embedding of a tied model."""
+        return self._of_parts(weight, spec, f"{self.format} in native kernels, the embedding it is tied to")
 
     def kernel(self, layout: str) -> QuantizedKernel | None:
         native, other = NATIVE_KERNELS.get(layout), KERNELS.get(layout)

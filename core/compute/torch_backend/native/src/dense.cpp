@@ -96,6 +96,32 @@ void prepare(const Linear *linear, const float *x, void *prepared) {
     if (k % 2) to[k] = bf16{0};
 }
 
+inline void copy(const bf16 *from, int64_t number, bf16 *to) { memcpy(to, from, number * 2); }
+inline void copy(const float *from, int64_t number, bf16 *to) {
+    int64_t k = 0;
+    for (; k + LANES <= number; k += LANES) store(to + k, load(from + k));
+    for (; k < number; ++k) narrow(to + k, from[k]);
+}
+
+template <class T> void arrange(const Linear *linear, const T *from, int64_t start, int64_t end, uint32_t *to) {
+    constexpr int64_t AT_A_TIME = 16; // pairs: a line of each row
+    int64_t width = linear->in_features, pairs = (width + 1) / 2;
+    team::blocks(end - start, PANEL, [&](int64_t first, int64_t last) {
+        uint32_t *panel = to + (start + first) * pairs;
+        if (last - first < PANEL) memset(panel, 0, pairs * PANEL * 4);
+        for (int64_t pair = 0; pair < pairs; pair += AT_A_TIME) {
+            int64_t number = pair + AT_A_TIME < pairs ? AT_A_TIME : pairs - pair;
+            for (int64_t row = first; row < last; ++row) {
+                bf16 line[2 * AT_A_TIME];
+                if (2 * (pair + number) > width) line[2 * number - 1] = bf16{0};
+                copy(from + row * width + 2 * pair, 2 * (pair + number) > width ? width - 2 * pair : 2 * number, line);
+                for (int64_t each = 0; each < number; ++each)
+                    memcpy(panel + (pair + each) * PANEL + row - first, line + 2 * each, 4);
+            }
+        }
+    });
+}
+
 } // namespace
 
 EXPORT int64_t dense_panel() { return PANEL; }
@@ -116,22 +142,10 @@ EXPORT Linear *dense_new(const uint32_t *pairs, int64_t out_features, int64_t in
 
 EXPORT void linear_delete(Linear *linear) { free(linear); }
 
-// Lays out rows of bfloat16 [out, in]; those that fill up the last panel are zeros.
-EXPORT void dense_arrange(const Linear *linear, const bf16 *from, uint32_t *to) {
-    constexpr int64_t AT_A_TIME = 16; // pairs: a line of each row
-    int64_t width = linear->in_features, whole = width / 2, pairs = (width + 1) / 2;
-    team::blocks(linear->out_features, PANEL, [&](int64_t first, int64_t last) {
-        uint32_t *panel = to + first * pairs;
-        if (last - first < PANEL || width % 2) memset(panel, 0, pairs * PANEL * 4);
-        for (int64_t start = 0; start < whole; start += AT_A_TIME) {
-            int64_t end = start + AT_A_TIME < whole ? start + AT_A_TIME : whole;
-            for (int64_t row = first; row < last; ++row)
-                for (int64_t pair = start; pair < end; ++pair)
-                    memcpy(panel + pair * PANEL + row - first, from + row * width + 2 * pair, 4);
-        }
-        if (width % 2)
-            for (int64_t row = first; row < last; ++row) panel[whole * PANEL + row - first] = from[row * width + width - 1].bits;
-    });
+// Lays out rows first..last, which fill panels but for the matrix's last, from bfloat16 or float32 [last - first, in].
+EXPORT void dense_arrange(const Linear *linear, int64_t bfloat16, const void *from, int64_t first, int64_t last, uint32_t *to) {
+    if (bfloat16) arrange(linear, static_cast<const bf16 *>(from), first, last, to);
+    else arrange(linear, static_cast<const float *>(from), first, last, to);
 }
 
 // Rows of the matrix as they were: to [number, in].
