@@ -58,7 +58,9 @@ class EngineProcess:
 
     def send(self, message: wire.ToEngine) -> bool:
         """False when nobody is there to take it. Never blocks."""
-        raw = wire.encode(message)
+        return self.send_encoded(wire.encode(message))
+
+    def send_encoded(self, raw: bytes) -> bool:
         with self._send_lock:
             try:
                 self._to_engine.send(raw, zmq.NOBLOCK)

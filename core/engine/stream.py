@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import chain
+from typing import Protocol
 
-from core.engine.process import EngineProcess
+from core.engine import wire
 from core.errors import RequestError
 from core.interfaces.request import TokenEvent
 
@@ -14,15 +15,23 @@ MOST_UNREAD = 1 << 17
 """What may wait for one reader: tokens, and the alternatives told with them."""
 
 
+class Life(Protocol):
+    """The engine from one start to its end, as those have it who ask it."""
+
+    def send(self, message: wire.ToEngine) -> bool:
+        """False when nobody is there to take it. Never blocks."""
+        ...
+
+
 class TokenStream:
     """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop.
 
     A reader that comes late finds one event of a request for all that it gained meanwhile: the busier the loop, the more tokens
-    go one way together, and the less each of them costs. The engine does not wait for a reader. One who leaves more than ``MOST_UNREAD`` is told so behind what it has, and its
-    requests end.
+    go one way together, and the less each of them costs. The engine does not wait for a reader. One who leaves more than
+    ``MOST_UNREAD`` is told so behind what it has, and its requests end.
     """
 
-    def __init__(self, life: EngineProcess, wire_ids: list[str], forget: Callable[[list[str]], None]) -> None:
+    def __init__(self, life: Life, wire_ids: list[str], forget: Callable[[list[str]], None]) -> None:
         self.life = life
         self._ids = wire_ids
         self._forget = forget  # what the client does with the ids of requests that nobody wants any more
