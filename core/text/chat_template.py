@@ -1,13 +1,14 @@
 """Chat templates: a conversation becomes prompt text by the checkpoint's own Jinja template.
 
 A template comes with the checkpoint, so it is a stranger's program: it runs in Jinja's immutable sandbox, with a budget of loop
-rounds and of characters written, and without products that make giants out of dwarfs ("a" * 10**9).
+rounds and calls, and of characters in any text it makes, and without what makes giants out of dwarfs at a stroke ("a" * 10**9).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from importlib.resources import files
@@ -19,6 +20,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import RequestError, UserError
@@ -27,12 +29,16 @@ from core.interfaces.model import ModelFolder
 from core.models.gguf_file import GgufFile
 from core.text.files import gguf_file, is_ernie, read_json
 
-MAX_LOOP_ROUNDS = 200_000
+MAX_ROUNDS = 200_000  # of loops, and calls
 MAX_CHARACTERS = 8_000_000
 MAX_REPEATED = 10_000
 _RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
 
-_rounds_left: ContextVar[int] = ContextVar("_rounds_left", default=MAX_LOOP_ROUNDS)
+_rounds_left: ContextVar[int] = ContextVar("_rounds_left", default=MAX_ROUNDS)
+
+_WIDE_FIELD = re.compile(r"%(\([^()]*\))?[-+ #0]*(\d{5}|[*])|\{[^{}:]*::?[^{}:]*\d{5}")
+"""A field of ``%`` or ``format`` that is padded to 10000 characters or more, or to a number that is not written out."""
+_PADDING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 
 
 class _Refused(jinja2.TemplateError):
@@ -51,7 +57,7 @@ class _GenerationBlock(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -59,6 +65,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _to_json
         self.filters["_budgeted"] = _budgeted
+        self.filters["_bounded"] = _bounded
+        for name in ("batch", "center", "indent", "slice"):
+            self.filters[name] = _measured(self.filters[name])
+        self.filters["format"] = lambda text, *values, **named: self.call_binop(None, "%", str(text), named or values)
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
@@ -66,15 +77,64 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(nodes.For)):
             loop.iter = nodes.Filter(loop.iter, "_budgeted", [], [], None, None, lineno=loop.lineno, environment=self)
+        for joined in list(tree.find_all(nodes.Concat)):
+            copy = nodes.Concat(joined.nodes, lineno=joined.lineno, environment=self)
+            bounded = nodes.Filter(copy, "_bounded", [], [], None, None, lineno=joined.lineno, environment=self)
+            joined.nodes = [bounded]
         return tree
+
+    def call(self, context: Context, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _spend_a_round()
+        if isinstance(getattr(callee, "__self__", None), str) and callee.__name__ in _PADDING:
+            _refuse_large(args)
+        return super().call(context, callee, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _refuse_wide(value.__self__)
+        return wrapped
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_REPEATED:
             raise SecurityError("it computes a number of too many digits")
-        for repeated, times in ((left, right), (right, left)):
+        if operator == "%" and isinstance(left, str):
+            _refuse_wide(left)
+        for repeated, times in ((left, right), (right, left)) if operator == "*" else ():
             if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > MAX_REPEATED:
                 raise SecurityError(f"it repeats something to a length of more than {MAX_REPEATED}")
-        return super().call_binop(context, operator, left, right)
+        return _bounded(super().call_binop(context, operator, left, right))
+
+
+def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
+    def measured(value: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_large((*args, *kwargs.values()))
+        return function(value, *args, **kwargs)
+
+    return measured
+
+
+def _refuse_large(numbers: Iterable[Any]) -> None:
+    if any(isinstance(each, int) and each > MAX_REPEATED for each in numbers):
+        raise SecurityError(f"it repeats something to a length of more than {MAX_REPEATED}")
+
+
+def _refuse_wide(form: str) -> None:
+    if _WIDE_FIELD.search(form):
+        raise SecurityError(f"it pads something to a length of more than {MAX_REPEATED}")
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise SecurityError(f"it makes a text of more than {MAX_CHARACTERS} characters")
+    return value
+
+
+def _spend_a_round() -> None:
+    left = _rounds_left.get() - 1
+    if left < 0:
+        raise SecurityError(f"it loops and calls more than {MAX_ROUNDS} times")
+    _rounds_left.set(left)
 
 
 def _budgeted(items: Any) -> Iterable[Any]:
@@ -85,10 +145,7 @@ def _budgeted(items: Any) -> Iterable[Any]:
 
 def _counted(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
-        left = _rounds_left.get() - 1
-        if left < 0:
-            raise SecurityError(f"it loops more than {MAX_LOOP_ROUNDS} times")
-        _rounds_left.set(left)
+        _spend_a_round()
         yield item
 
 
@@ -137,7 +194,7 @@ class JinjaChatTemplate:
         conversation = [_flat(message, index) for index, message in enumerate(messages)]
         if not conversation:
             raise RequestError("messages is empty", param="messages")
-        budget = _rounds_left.set(MAX_LOOP_ROUNDS)
+        budget = _rounds_left.set(MAX_ROUNDS)
         try:
             return _joined(template.generate(messages=conversation, add_generation_prompt=add_generation_prompt, **variables))
         except _Refused as error:

@@ -2,7 +2,8 @@ import pytest
 
 from core.errors import RequestError, UserError
 from core.interfaces.model import ModelFolder
-from core.text.chat_template import MAX_LOOP_ROUNDS, JinjaChatTemplate, load_chat_template
+from core.text import chat_template
+from core.text.chat_template import MAX_ROUNDS, JinjaChatTemplate, load_chat_template
 
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -187,16 +188,47 @@ def test_variables_of_the_request():
         "{{ [1] * 999999999 }}",
         "{{ 9 ** 99999 ** 9 }}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ '%(a)500000000d' % {'a': 1} }}",
+        "{{ '%*d' | format(500000000, 1) }}",
+        "{{ '{:>500000000}'.format(1) }}",
+        "{{ 'a'.ljust(500000000) }}",
+        "{{ 'a' | center(500000000) }}",
+        "{{ [1] | slice(500000000) | list }}",
+        "{{ lipsum(n=500000000) }}",
+        "{% set n = namespace(t='a' * 99) %}{% for i in range(40) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+        "{% set n = namespace(t='a' * 99) %}{% for i in range(40) %}{% set n.t = n.t + n.t %}{% endfor %}",
     ],
 )
 def test_the_sandbox_holds(source):
     assert refusal(source).param == "messages"
 
 
+def test_calls_are_counted_like_rounds(monkeypatch):
+    monkeypatch.setattr(chat_template, "MAX_ROUNDS", 1000)
+    calls = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}"
+    assert refusal(calls).message == "the chat template cannot render these messages: it loops and calls more than 1000 times"
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '%5d|%s' % (12345, 2) }}", "12345|2"),
+        ("{{ '%s' | format(99999) }}", "99999"),
+        ("{{ '{:>4} {}'.format(3, 99999) }}", "   3 99999"),
+        ("{{ 'a'.center(3) }}{{ 'b' | indent(2, true) }}", " a   b"),
+        ("{{ {'most': 99999} | tojson | indent }}", '{"most": 99999}'),
+        ("{{ 'x' ~ (1 + 99999) ~ 'y' }}", "x100000y"),
+        ("{{ 'long'.find('g', 20000) }}", "-1"),
+    ],
+)
+def test_what_is_no_giant_is_made(source, text):
+    assert JinjaChatTemplate({"default": source}).render(HELLO) == text
+
+
 def test_the_budget_of_rounds_is_each_rendering_s_own():
     template = JinjaChatTemplate({"default": "{% for i in range(rounds) %}{% endfor %}{{ '-' * 20 }}"})
     for _ in range(3):
-        assert template.render(HELLO, rounds=int(MAX_LOOP_ROUNDS * 0.4)) == "-" * 20
+        assert template.render(HELLO, rounds=int(MAX_ROUNDS * 0.4)) == "-" * 20
 
 
 def test_what_a_template_writes_is_bounded():
