@@ -6,7 +6,8 @@ tokens of a request are the same with and without drafts, at any temperature: a 
 computing of its tokens, and neither changes a result. (For a draft that is one token rather than a distribution this is
 the rejection scheme of Leviathan et al., 2023, "Fast Inference from Transformers via Speculative Decoding".)
 
-Requests with penalties or a grammar are never drafted for, nor those that have not reached their ``min_tokens``.
+Requests with penalties, a grammar or words they may not say are never drafted for, nor those that have not reached their
+``min_tokens``.
 """
 
 from __future__ import annotations

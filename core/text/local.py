@@ -41,7 +41,9 @@ class Continuation:
         self.text += delta.text
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *delta.logprobs]
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += delta.logprobs
         self.finish_reason = delta.finish_reason
         self.stop_reason = delta.stop_reason
         self.num_cached_tokens = delta.num_cached_tokens
@@ -70,7 +72,7 @@ class LocalService:
 
         Ctrl-C ends what runs between two steps, so that the engine can be used again.
 
-        :raises RequestError: naming the job, before anything has run.
+        :raises RequestError: naming the job: before anything has run, but for a grammar, which is looked at when its turn comes.
         """
         if self._closed:
             raise EngineDeadError("this LLM has been shut down")

@@ -7,8 +7,8 @@ import pytest
 
 import core.compose
 from core.errors import RequestError
-from core.interfaces.frontend import ModelCard
-from core.text.local import LocalService
+from core.interfaces.frontend import ModelCard, TextDelta, TokenInfo
+from core.text.local import Continuation, LocalService
 from frontends.offline import LLM, Logprob, SamplingParams
 from frontends.offline import llm as llm_module
 from tests.service.fake_engine import REFUSED, VOCAB, FakeEngine, LetterTokenizer
@@ -110,6 +110,19 @@ def test_logprobs_are_a_dict_for_each_token(llm):
     assert part.cumulative_logprob == -1.0
     part = llm.generate("A", SamplingParams(max_tokens=1, logprobs=0))[0].outputs[0]
     assert part.logprobs == [{1: Logprob(-0.5, 2, "B")}]
+
+
+def test_logprobs_are_gathered_without_copying_those_before():
+    info = TokenInfo(token_id=1, text="a", bytes=b"a", logprob=-1.0, rank=0, top=(), text_offset=0)
+    delta = TextDelta(
+        index=0, text="a", token_ids=(1,), logprobs=(info,), finish_reason=None, num_prompt_tokens=1, num_generated_tokens=1
+    )
+    part = Continuation(0)
+    part.take(delta)
+    first = part.logprobs
+    part.take(delta)
+    assert part.logprobs is first
+    assert part.logprobs == [info, info]
 
 
 def test_chat_with_one_conversation_or_many(llm):
