@@ -72,7 +72,7 @@ class LocalService:
 
         Ctrl-C ends what runs between two steps, so that the engine can be used again.
 
-        :raises RequestError: naming the job: before anything has run, but for a grammar, which is looked at when its turn comes.
+        :raises RequestError: naming the job; before anything has run, but for a grammar, which is read when its turn comes.
         """
         if self._closed:
             raise EngineDeadError("this LLM has been shut down")

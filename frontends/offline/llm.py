@@ -58,8 +58,8 @@ class LLM:
         ``use_tqdm`` shows a progress bar; ``sampling_params`` is another name of ``params``. Ctrl-C ends the call and leaves
         the LLM usable.
 
-        :raises core.errors.RequestError: naming the first prompt that cannot be served, before any has run; a grammar that cannot
-            be used is found later, and ends the call.
+        :raises core.errors.RequestError: naming the first prompt that cannot be served, before any has run; a grammar that
+            cannot be used is found later, and ends the call.
         """
         service = self._open()
         each = one_or_many(prompts)
