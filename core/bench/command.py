@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prefill=known.prefill,
         repeat=known.repeat,
         against=known.against,
+        busy_cores=known.busy_cores,
+        quality=known.quality,
         compose=tuple(compose),
     )
     try:
@@ -77,6 +79,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"measure these beside it, on the same weights, and compare what they compute: {', '.join(PEERS)}, or "
         f"{ANOTHER}NAME for the same composition on another compute backend",
     )
+    parser.add_argument(
+        "--busy-cores",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help="cores that a neighbour takes meanwhile (default: 0)",
+    )
+    parser.add_argument(
+        "--quality",
+        default="",
+        metavar="MODEL",
+        help="compare a quantization's predictions with those of the unpacked weights on this model (default: the one that is "
+        "measured; for random weights the demo, if it is here)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the speeds there (needs matplotlib)")
     return parser
@@ -114,6 +130,8 @@ def show(report: Report, console: Console) -> None:
         console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in versions.items())}", highlight=False)
     if machine["load_before"] > 0.5:
         console.print(f"the machine was not idle: load {machine['load_before']:.1f} before the first run", style="yellow")
+    if options.busy_cores:
+        console.print(f"cores that a neighbour takes: {options.busy_cores}", highlight=False)
     table = Table(caption=f"median (least to most) of {options.repeat}")
     table.add_column("")
     for name in report.versions:
@@ -130,6 +148,14 @@ def show(report: Report, console: Console) -> None:
             f"with {name}: greedy tokens alike until a sequence parts: {agreement.same_tokens:.1%}; "
             f"same likeliest next token on {same} of {prompts} prompts; "
             f"its rivals' log-probabilities at most {agreement.most_apart:.2g} apart",
+            highlight=False,
+        )
+    if report.quality is not None:
+        found = report.quality
+        console.print(
+            f"quantized, on {found.model}: perplexity {found.perplexity:.3f}, unpacked {found.reference_perplexity:.3f} "
+            f"({found.perplexity / found.reference_perplexity - 1:+.2%}); {found.kl:.4f} nats a token apart, "
+            f"the same likeliest on {found.same_best:.1%} of {found.tokens}",
             highlight=False,
         )
     console.print(f"neighbours in a step move a log-probability of ours by at most {report.company:.2g}", highlight=False)

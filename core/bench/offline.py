@@ -16,14 +16,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from core.bench.busy import busy
 from core.bench.report import ANOTHER, OURS, Agreement, Measured, Options, Report, Row
 from core.errors import ExitCode, Problem, UserError
 
 if TYPE_CHECKING:
+    from core.bench.quality import Quality
     from core.compose.plan import Plan
     from core.interfaces.model import Weight
 
 TOP = 20  # how many of the likeliest tokens are compared
+DEMO = "demo"  # whose predictions mean something
+READ = 1024  # tokens of a text, to find what a quantization costs
 COMPARED = 4  # prompts whose next token is compared
 LIKE = {8.0: "Q8_0", 4.0: "Q4_0"}  # what llama.cpp calls the weights of so many bits
 
@@ -96,13 +100,32 @@ def run(options: Options) -> Report:
         for name, setup in setups.items():
             children[name] = Child(name, setup, options.threads)
             opened.callback(children[name].close)
-        rows, agreement = _measure(options, children, plan.spec.vocab)
+        with busy(options.busy_cores):
+            rows, agreement = _measure(options, children, plan.spec.vocab)
         company = _company(children[OURS], options, plan.spec.vocab)
         peaks = {name: Measured((child.ask(do="memory")["peak_bytes"] / 2**20,)) for name, child in children.items()}
     rows.append(Row("start", "s", {name: Measured((child.start_seconds,)) for name, child in children.items()}, False))
     rows.append(Row("peak memory", "MiB", peaks, False))
     versions = {name: child.versions for name, child in children.items()}
-    return Report(options, tuple(rows), agreement, company, versions, {**machine(), "load_before": load_before})
+    about = {**machine(), "load_before": load_before}
+    return Report(options, tuple(rows), agreement, company, versions, about, _quality(options, plan))
+
+
+def _quality(options: Options, plan: Plan) -> Quality | None:
+    """What the quantization costs; None without one, and where it was not said on which model."""
+    from core.compose import compose
+    from core.models.sources import kept
+
+    own = plan.model.path is not None
+    model = options.quality or (options.model if own else DEMO if kept(DEMO, plan.settings) else "")
+    if plan.chosen("quantizer") is None or not model:
+        return None
+    from core.bench.quality import TEXT, measure
+
+    stated = {"--model": model, "--dtype": options.dtype, "--threads": str(options.threads), "--max-model-len": str(READ)}
+    packed = compose([*_left_open(stated, options.compose), *options.compose])
+    unpacked = compose([part for flag in stated.items() for part in flag])
+    return measure(packed, unpacked, TEXT.read_text(encoding="utf-8"), READ)
 
 
 def _argv(options: Options, model: str | None = None) -> list[str]:
@@ -115,9 +138,13 @@ def _argv(options: Options, model: str | None = None) -> list[str]:
         "--max-model-len": str(max(16, longest)),
         "--max-num-seqs": str(max(*options.batches, COMPARED)),
     }
-    given = {argument.partition("=")[0] for argument in options.compose}
-    argv = [part for flag, value in stated.items() if flag not in given for part in (flag, value)]
-    return [*argv, *options.compose]
+    return [*_left_open(stated, options.compose), *options.compose]
+
+
+def _left_open(stated: Mapping[str, str], given: Sequence[str]) -> list[str]:
+    """Those flags that the user's own arguments do not have."""
+    flags = {argument.partition("=")[0] for argument in given}
+    return [part for flag, value in stated.items() if flag not in flags for part in (flag, value)]
 
 
 def _setup(peer: str, plan: Plan, folder: Path, options: Options) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Quality:
     reference's; both in nats. ``same_best``: how often both find the same token likeliest. Bytes as the linears say.
     """
 
+    model: str
     tokens: int
     nll: float
     reference_nll: float
@@ -119,7 +120,17 @@ def measure(plan: Plan, reference: Plan, text: str, most: int) -> Quality:
     nll, reference_nll, kl, same = (sums / counted).tolist()
     *layers, head = ours.decoder.linears
     formats = tuple(dict.fromkeys(linear.format for linear in ours.decoder.linears))
-    return Quality(counted, nll, reference_nll, kl, same, sum(linear.nbytes for linear in layers), head.nbytes, formats)
+    return Quality(
+        plan.settings["model"],
+        counted,
+        nll,
+        reference_nll,
+        kl,
+        same,
+        sum(linear.nbytes for linear in layers),
+        head.nbytes,
+        formats,
+    )
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

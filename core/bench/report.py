@@ -6,7 +6,10 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.bench.quality import Quality
 
 OURS = "dovetail"
 PEERS = ("transformers", "llama.cpp")
@@ -15,7 +18,10 @@ ANOTHER = "backend:"  # a peer that is the same composition on the compute backe
 
 @dataclass(frozen=True)
 class Options:
-    """``compose`` are further arguments of the server's command line, so that any composition can be measured."""
+    """``busy_cores``: that something else takes while is measured. ``quality``: a model with a tokenizer, on which a
+    quantization is compared with the unpacked weights. ``compose`` are further arguments of the server's command line, so that
+    any composition can be measured.
+    """
 
     model: str = "random:ernie-4.5-0.3b"
     dtype: str = "bfloat16"
@@ -26,6 +32,8 @@ class Options:
     prefill: int = 512
     repeat: int = 3
     against: tuple[str, ...] = ()
+    busy_cores: int = 0
+    quality: str = ""
     compose: tuple[str, ...] = ()
 
 
@@ -83,6 +91,7 @@ class Report:
     company: float
     versions: Mapping[str, Mapping[str, str]]
     machine: Mapping[str, Any] = field(default_factory=dict)
+    quality: Quality | None = None  # of a quantization
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)

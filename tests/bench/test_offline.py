@@ -1,14 +1,17 @@
 import io
 import json
 
+import psutil
 import pytest
 from rich.console import Console
 
 from core.bench import offline
+from core.bench.busy import busy
 from core.bench.command import main, show
 from core.bench.offline import Child
 from core.bench.plot import draw
 from core.bench.report import OURS, Agreement, Measured, Options, Report, Row
+from core.compose import compose
 from core.errors import UserError
 
 THEIRS, OTHERS = "transformers", "llama.cpp"
@@ -183,3 +186,25 @@ def test_a_child_that_dies_is_told():
         "the benchmark's transformers process ended with exit code 1\n  remedy: read what it wrote above"
     )
     assert refused.value.exit_code == 1
+
+
+def test_neighbours_take_cores_during_the_block_only():
+    with busy(2):
+        mine = psutil.Process().children()
+        neighbours = [child for child in mine if "while True" in " ".join(child.cmdline())]
+        assert len(neighbours) == 2
+        assert all(len(neighbour.cpu_affinity()) == 1 for neighbour in neighbours)
+    assert not any(neighbour.is_running() for neighbour in neighbours)
+
+
+def test_what_a_quantization_costs_is_measured_on_a_model_that_was_named_or_has_weights(monkeypatch):
+    def found(model="random:tiny", quality="", *flags):
+        options = Options(model=model, quality=quality, threads=1, compose=flags)
+        return offline._quality(options, compose(offline._argv(options)))
+
+    assert found() is None, "nothing is quantized"
+    monkeypatch.setattr(offline, "DEMO", "elsewhere")
+    assert found("random:tiny", "", "--quantization", "wint8") is None, "nothing could be learnt of random weights"
+    of_tiny = found("random:tiny", "random:tiny", "--quantization", "wint8", "--max-model-len", "2048")
+    assert of_tiny.model == "random:tiny"
+    assert 0 < of_tiny.kl < 0.01
