@@ -53,7 +53,7 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
             front_end = create_front_end(plan, manager)  # first: a port in use is told before anything is fetched or loaded
             ending.callback(front_end.close)
             plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
-            client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"], interpreter=interpreter)
+            client = EngineClient(build_here, plan, interpreter=interpreter, **_watching(plan))
             client.start()
             service = _text_service(client, plan, manager)
             service.page, service.composer = page_folder(plan, manager), PlanComposer(plan)
@@ -114,7 +114,7 @@ async def open_service(plan: Plan) -> AsyncIterator[TextService]:
     with _telling_origins(plan):
         manager = PluginManager.load_only(plan.plugins)
         plan = await asyncio.to_thread(fetched, plan)
-        client = EngineClient(build_here, plan, restarts=plan.settings["engine_restarts"])
+        client = EngineClient(build_here, plan, **_watching(plan))
         try:
             client.start()
             service = await asyncio.to_thread(_text_service, client, plan, manager)
@@ -125,6 +125,10 @@ async def open_service(plan: Plan) -> AsyncIterator[TextService]:
         yield service
     finally:
         await asyncio.to_thread(client.close)
+
+
+def _watching(plan: Plan) -> dict[str, Any]:
+    return {"restarts": plan.settings["engine_restarts"], "step_timeout": plan.settings["step_timeout"]}
 
 
 def show_log(plan: Plan) -> None:

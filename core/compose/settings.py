@@ -113,6 +113,12 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     engine_restarts: int = Field(
         0, ge=0, description="how often a dead engine process is started again before the server exits"
     )
+    step_timeout: float = Field(
+        60.0,
+        ge=0.0,
+        description="seconds a step may take until /health says 503 and the log what runs; ten times as long for the first "
+        "sixteen, in which kernels are compiled; 0: any step may take for ever",
+    )
     drain_timeout: float = Field(30.0, ge=0.0, description="seconds running requests may take to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the logger dovetail")
     log_format: Literal["text", "json"] = Field("text", description="of the log: lines to read, or a JSON object a line")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
 from core.interfaces.drafts import DraftProposer
-from core.interfaces.engine import Answer
+from core.interfaces.engine import Answer, UnderWay
 from core.interfaces.grammar import GrammarBackend
 from core.interfaces.limits import RequestLimits
 from core.interfaces.randomness import philox
@@ -112,6 +112,7 @@ class Engine:
         self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
         self._num_added = 0
         self._finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self.under_way: UnderWay | None = None
         self._steps = 0
         self._step_seconds = self._schedule_seconds = 0.0
 
@@ -156,20 +157,24 @@ class Engine:
         the host. Who has ended with a token that was read late has taken part in vain once more, and nobody is told of it.
         """
         began = perf_counter()
+        self.under_way = UnderWay(monotonic())
         self._admit_prepared()
         reading = None if self._has_read else self._scheduler.reading()
         self._has_read = reading is not None  # who is only read and all the others take turns
         step = self._scheduler.schedule() if reading is None else None
         self._schedule_seconds += perf_counter() - began
         if reading is not None:
+            self.under_way = UnderWay(self.under_way.began, 1, reading[1])
             self._read_on(*reading)
         elif step is None:
             if not self._land() and not self._told and not self._answers and self._scheduler.reading() is None:
                 self._wait_for_grammars()
         else:
+            self.under_way = UnderWay(self.under_way.began, len(step.rows), step.batch.num_tokens)
             self._launch(step)
             self._steps += 1
         events, self._told = self._told, []
+        self.under_way = None
         self._step_seconds += perf_counter() - began
         return events
 

@@ -34,7 +34,7 @@ class Interpreter:
         self._say(list(modules))
 
     def become(self, folder: str, payload: bytes) -> None:
-        """``payload``: pickled (builder, argument) of the engine; ``folder``: where the sockets to speak with it lie."""
+        """``payload``: pickled (builder, argument, step timeout) of the engine; ``folder``: where the sockets to it lie."""
         self._say((folder, payload))
 
     def _say(self, what: Any) -> None:

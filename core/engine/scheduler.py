@@ -37,6 +37,10 @@ MOST_PASSED_OVER = 32
 """How many waiting sequences one step asks in vain, under a policy that lets later ones overtake."""
 
 
+MOST_READ_BESIDE = 256
+"""How many tokens of a prompt that is only read are computed between two steps of others."""
+
+
 class Scheduler:
     def __init__(
         self,
@@ -199,8 +203,9 @@ class Scheduler:
         """Of the placed sequences that are only read the first, and how many of its tokens may be computed now."""
         if not self._reading:
             return None
-        sequence = min(self._reading.values(), key=_key)
-        return sequence, max(1, self._budget - int(np.count_nonzero(self._rows.wanted == 1)))
+        others = int(np.count_nonzero(self._rows.wanted))
+        most = max(1, self._budget - others)
+        return min(self._reading.values(), key=_key), min(most, MOST_READ_BESIDE) if others else most
 
     def put_off(self) -> list[Sequence]:
         """Sequences that are held until their grammar has said what may come next."""

@@ -22,6 +22,7 @@ import msgspec
 import zmq
 
 from core.engine import wire
+from core.engine.watchdog import telling_of_long_steps
 from core.errors import EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.engine import Answer, EngineLike
 from core.interfaces.request import Request
@@ -71,13 +72,14 @@ def _import_ahead(modules: list[str]) -> None:
 def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -> int:
     started = time.monotonic()
     try:
-        build, argument = cast(tuple[EngineBuilder, Any], pickle.loads(payload))
+        build, argument, step_timeout = cast(tuple[EngineBuilder, Any, float], pickle.loads(payload))
         engine = build(argument)
         del argument, payload
         gc.collect()
         gc.freeze()  # what loading left is permanent: later collections need not walk it
         outbox.send(wire.encode(wire.Ready(time.monotonic() - started, engine.limits)))
-        run(engine, inbox, outbox)
+        with telling_of_long_steps(lambda: engine.under_way, step_timeout):
+            run(engine, inbox, outbox)
         return ExitCode.OK
     except UserError as error:
         outbox.send(wire.encode(wire.Failed(list(error.problems), error.exit_code)))

@@ -26,6 +26,15 @@ class Answer:
     logprobs: list[TokenLogprobs] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class UnderWay:
+    """A step that has not ended. ``began``: on the ``time.monotonic`` clock."""
+
+    began: float
+    sequences: int = 0  # 0: what it computes is not chosen yet
+    tokens: int = 0
+
+
 class EngineLike(Protocol):
     """``core.engine.engine.Engine`` is one."""
 
@@ -33,6 +42,8 @@ class EngineLike(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+    @property
+    def under_way(self) -> UnderWay | None: ...  # asked for by another thread
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> bool: ...
     def step(self) -> Sequence[TokenEvent]: ...

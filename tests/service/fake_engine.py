@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import Problem, RequestError, UserError
-from core.interfaces.engine import Answer
+from core.interfaces.engine import Answer, UnderWay
 from core.interfaces.limits import RequestLimits
 from core.interfaces.request import EngineStats, Request, TokenEvent, TokenLogprobs
 
@@ -19,6 +19,7 @@ DIES = 902
 REFUSED = 903  # ... or the adding fail
 CLUMSY = 904
 FAILS = 905
+HOLDS = 906  # until somebody has opened the gate for writing, and closed it
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Setup:
     build: str = "well"  # "user error", "crash", "die", "block"
     marker: str = ""
     at_once: int | None = None
+    gate: str = ""
 
 
 def build(setup):
@@ -64,6 +66,7 @@ class FakeEngine:
         self.read = []  # requests that are not answered yet
         self.finished = {}
         self.steps = 0
+        self.began = 0.0
         self.closed = False
         self.limits = RequestLimits(max_model_len=10_000, vocab=VOCAB, at_once=None if setup is None else setup.at_once)
 
@@ -87,6 +90,10 @@ class FakeEngine:
             return
         self.running[request.request_id] = (request, 0)
 
+    @property
+    def under_way(self):
+        return UnderWay(self.began, len(self.running), 7) if self.began else None
+
     def abort(self, request_id):
         if self.running.pop(request_id, None) is None:
             return False
@@ -95,6 +102,12 @@ class FakeEngine:
 
     def step(self):
         self.steps += 1
+        self.began = time.monotonic()
+        events = self._step()
+        self.began = 0.0
+        return events
+
+    def _step(self):
         if self.setup.step_seconds:
             time.sleep(self.setup.step_seconds)
         events = []
@@ -104,6 +117,9 @@ class FakeEngine:
                 raise ZeroDivisionError("the step broke")
             if first == BLOCKS:
                 time.sleep(600)
+            if first == HOLDS and done == 0:
+                with open(self.setup.gate) as gate:
+                    gate.read()
             if first == DIES or request.cache_salt == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1

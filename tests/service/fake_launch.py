@@ -32,7 +32,7 @@ SPEC = DecoderSpec(
 
 
 def plan(**settings):
-    known = {"model": "random:tiny", "served_model_name": (), "chat_template": None, "engine_restarts": 0}
+    known = {"model": "random:tiny", "served_model_name": (), "chat_template": None, "engine_restarts": 0, "step_timeout": 0}
     known |= {"log_level": "info", "log_format": "text"}
     return Plan(
         settings={**known, "setup": fake_engine.Setup(), **settings},

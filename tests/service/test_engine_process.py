@@ -14,14 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.engine import server, wire
+from core.engine import server, watchdog, wire
 from core.engine.client import EngineClient
 from core.engine.interpreter import Interpreter
 from core.engine.process import EngineProcess
+from core.engine.watchdog import FIRST_STEPS
 from core.errors import EngineDeadError, ExitCode, Problem, RequestError, UserError
 from core.interfaces.request import Request, SamplingParams
 from tests.service import fake_engine
-from tests.service.fake_engine import BLOCKS, BREAKS, CLUMSY, DIES, REFUSED, FakeEngine, NotPickledBack, Setup
+from tests.service.fake_engine import BLOCKS, BREAKS, CLUMSY, DIES, HOLDS, REFUSED, FakeEngine, NotPickledBack, Setup
 
 NOTICED_WITHIN = 2.0
 
@@ -36,8 +37,8 @@ def nothing_left_behind(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def engine(restarts=0, **setup):
-    client = EngineClient(fake_engine.build, Setup(**setup), restarts=restarts)
+def engine(restarts=0, step_timeout=0, **setup):
+    client = EngineClient(fake_engine.build, Setup(**setup), restarts=restarts, step_timeout=step_timeout)
     client.start()
     try:
         client.wait_ready()
@@ -305,6 +306,70 @@ def test_ctrl_c_and_sigterm_for_everyone_do_not_end_the_engine():
             os.kill(client.pid, number)
         assert asyncio.run(collect_one(client)) == ([6], "length")
         assert os.getsid(client.pid) != os.getsid(0)
+
+
+# -- a step hangs ------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_whose_step_hangs_is_not_healthy_until_it_answers_again(tmp_path, capfd, caplog):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with engine(step_timeout=0.2, gate=str(gate)) as client:
+
+        async def run():
+            await collect(client.submit([request(max_tokens=FIRST_STEPS)]))
+            first = client.health()
+            hangs = asyncio.ensure_future(collect(client.submit([request(prompt=[HOLDS], max_tokens=2)])))
+
+            async def healthy():
+                return client.health().ready
+
+            async def unhealthy():
+                return not client.health().ready and "tokens; it is here" in _written(capfd)
+
+            async with asyncio.timeout(10):
+                await until(unhealthy)
+                second = client.health()
+                gate.write_text("")
+                assert await hangs == ([907, 908], "length")
+                await until(healthy)
+            return first, second
+
+        _written.so_far = ""
+        first, second = asyncio.run(run())
+    assert (first.alive, first.ready) == (True, True)
+    told = "the engine has not answered for more than 0.2 s: a step of it hangs (--step-timeout)"
+    assert (second.alive, second.ready, second.detail) == (True, False, told)
+    assert "a step has run for more than 0.2 s (--step-timeout): 1 sequences, 7 tokens; it is here:" in _written(capfd)
+    assert "with open(self.setup.gate) as gate:" in _written(capfd)
+    assert [record.getMessage() for record in caplog.records][:1] == [told]
+    assert "the engine answers again after" in caplog.text
+
+
+def _written(capfd):
+    _written.so_far += capfd.readouterr().err
+    return _written.so_far
+
+
+def test_the_first_steps_may_take_longer_and_no_time_is_kept_of_an_idle_engine(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watchdog, "monotonic", lambda: now[0])
+
+    def after(seconds, pulse, busy=True):
+        now[0] += seconds
+        return pulse.feel(busy), pulse.trouble.partition(":")[0]
+
+    pulse, never = watchdog.Pulse(60.0), watchdog.Pulse(0.0)
+    assert after(1000, pulse, busy=False) == (False, "")
+    assert after(0, pulse) == (True, "")  # it is asked, once
+    assert after(599, pulse) == (False, "")
+    assert after(2, pulse) == (False, "the engine has not answered for more than 600 s")
+    for _ in range(FIRST_STEPS):
+        pulse.heard(of_step=True)
+    assert after(0.5, pulse) == (False, "")
+    assert after(0.5, pulse) == (True, "")
+    assert after(61, pulse, busy=False) == (False, "the engine has not answered for more than 60 s")
+    assert after(9999, never) == (False, "")
 
 
 # -- the engine ends ---------------------------------------------------------------------------------------------------
