@@ -1,6 +1,7 @@
 """The paddle backend: the contract of every compute backend, and what is its own."""
 
 import logging
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 
 from core.compose import compose
+from core.compose.composition import attempt
+from core.compose.first_pass import first_pass
+from core.compute.paddle_backend import framework, plugin
 from core.interfaces.model import Weight, WeightName
 from core.testing.compute import ComputeBackendContract
 from core.testing.fakes import RowInt8
-from core.testing.inputs import random_weights, tiny_spec
+from core.testing.inputs import PagedSequences, random_weights, tiny_spec
+from tests.must_show.test_documented_rules import CPU, HOPPERS, INSTALLED
 
 pytestmark = pytest.mark.paddle
 
@@ -119,6 +124,85 @@ def test_pages_that_are_saved_come_back_elsewhere(beside):
     after = kv._memory.numpy()
     assert np.array_equal(after[:, :, [6, 7]], before[:, :, [1, 3]])
     assert np.array_equal(after[:, :, [0, 1, 2, 4, 5]], before[:, :, [0, 1, 2, 4, 5]])
+
+
+def test_what_a_page_holds_behind_a_context_is_not_looked_at():
+    backend, spec = made(), tiny_spec(num_layers=1)
+    kv = backend.kv_cache(spec, 12, 4)
+    kv._memory[:] = float("nan")
+    paged = PagedSequences(12, 4)
+    q = np.random.default_rng(0).standard_normal((8, spec.q_width)).astype(np.float32)
+    for work in ({0: [1] * 6, 1: [1] * 2}, {0: [1], 1: [1]}):
+        step = backend.upload(paged.step(work), spec, kv)
+        shape = [len(step.token_ids), spec.num_kv_heads, spec.head_dim]
+        kv.write(0, step.slots, to_paddle(np.ones(shape, np.float32)), to_paddle(np.ones(shape, np.float32)))
+        assert np.allclose(backend.to_host(backend.attention(to_paddle(q[: shape[0]]), kv, 0, step)), 1.0)
+
+
+# --- what is refused, and what is told --------------------------------------------------------------------------------
+
+
+def composed(probe, *flags):
+    return attempt(first_pass(["--model", "random:ernie-4.5-0.3b", "--backend", "paddle", *flags], {}, None), INSTALLED, probe)
+
+
+REFUSED = {
+    "paddle-without-fp8": (CPU, ("--quantization", "block_wise_fp8"), "--quantization wint8"),
+    "number-format-the-backend-lacks": (CPU, ("--dtype", "bfloat16"), "--dtype float32"),
+    "cuda-graphs-need-cuda": (CPU, ("--use-cudagraph",), "run steps eagerly"),
+    "graph-of-another-framework": (HOPPERS, ("--use-cudagraph",), "--graph eager"),
+    "backend-that-does-not-split": (HOPPERS, ("--tensor-parallel-size", "2"), "--parallelism none"),
+    "no-cuda-device": (CPU, ("--device", "cuda"), "--device cpu"),
+    "paddle-made-for-cpus": (HOPPERS, (), "--device cpu"),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_what_it_cannot_do_is_refused_with_a_way_out(rule):
+    probe, flags, way_out = REFUSED[rule]
+    composition = composed(probe, *flags)
+    assert composition.plan is None
+    [violation] = [each for each in composition.violations if each.id == rule]
+    assert violation.remedies[0].text.startswith(way_out)
+
+
+def test_a_warning_says_that_no_card_has_been_seen_where_one_is_chosen(monkeypatch):
+    monkeypatch.setattr(plugin, "_has", lambda package: package == "paddlepaddle-gpu")
+    on_card, on_cpu = composed(HOPPERS), composed(HOPPERS, "--device", "cpu")
+    assert on_card.plan is not None
+    assert [each.id for each in on_card.violations] == ["paddle-untried-on-cuda"]
+    assert "has never been run on a card" in on_card.violations[0].reason
+    assert not on_cpu.violations
+
+
+def test_importing_it_leaves_the_process_as_it_was():
+    """With a number of threads in the environment Paddle warns of it, and without one it puts one there."""
+    code = "import logging, os\nfrom core.compute.paddle_backend.framework import imported_quietly\n"
+    code += "with imported_quietly():\n    import paddle\n"
+    code += "print(os.environ.get('OMP_NUM_THREADS'), logging.getLogger().handlers)"
+    for threads, found in (("2", "2 []"), (None, "None []")):
+        env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        env |= {} if threads is None else {"OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env, timeout=120)
+        assert (done.stdout.strip(), done.stderr) == (found, "")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "told"),
+    [("AuthenticAMD", "fpu avx2 fma", True), ("GenuineIntel", "fpu avx2 fma", False), ("AuthenticAMD", "fpu avx", False)],
+)
+def test_its_mkl_is_told_of_avx2_where_it_would_not_look(tmp_path, monkeypatch, vendor, flags, told):
+    monkeypatch.setenv(framework.PRODUCTS, "")  # so that it is put back as it was
+    monkeypatch.delenv(framework.PRODUCTS)
+    monkeypatch.setattr(framework, "CPUS", tmp_path / "cpuinfo")
+    framework.CPUS.write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    with framework.imported_quietly():
+        pass
+    assert (os.environ.get(framework.PRODUCTS) == framework.AVX2) is told
+    monkeypatch.setenv(framework.PRODUCTS, "4")
+    with framework.imported_quietly():
+        pass
+    assert os.environ[framework.PRODUCTS] == "4"  # said by the user
 
 
 # --- beside another framework -----------------------------------------------------------------------------------------

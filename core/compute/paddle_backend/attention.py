@@ -31,7 +31,7 @@ class PagedKV(KVCache):
         self.values = [self._memory[layer, 1] for layer in range(spec.num_layers)]
         # No sequence is longer than the whole cache.
         self.turns = rope.table(spec, min(spec.max_positions, num_pages * page_size), place)
-        self.masks = Masks(spec.num_heads // spec.num_kv_heads, place)
+        self.masks = Masks(spec.num_heads // spec.num_kv_heads, spec.num_kv_heads, place)
 
     def host_pages(self, number: int) -> HostPages:
         return PagesOfCuda(self._memory, number) if self._host is None else PagesOfCpu(self._host, number)
@@ -54,19 +54,21 @@ class PagedKV(KVCache):
     def _read(self, layer: int, q: Tensor, reading: Reading) -> Tensor:
         """[sequences * queries, q_width]. Heads that share keys become further queries of one head: no key is repeated."""
         sequences, queries, kv_heads = reading.sequences, reading.queries, self.spec.num_kv_heads
-        group, width = self.spec.num_heads // kv_heads, self.spec.head_dim
-        q = q.reshape([sequences, queries, kv_heads, group, width]).transpose([0, 2, 1, 3, 4])
-        q = q.reshape([sequences, kv_heads, queries * group, width])
+        width = self.spec.head_dim
+        order, back = self.masks.orders(queries) if queries > 1 else (None, None)
+        if order is not None:
+            q = paddle.index_select(q.flatten(0, 1), order)
+        q = q.reshape([sequences, kv_heads, -1, width])
         keys, values = (self._gather(cache[layer], reading) for cache in (self.keys, self.values))
-        scores = paddle.matmul(q, keys, transpose_y=True).cast("float32") * width**-0.5
+        scores = paddle.matmul(q * width**-0.5, keys, transpose_y=True).cast("float32")
         if reading.mask is not None:
             scores = scores + reading.mask
         mixed = paddle.matmul(paddle.nn.functional.softmax(scores, -1).cast(q.dtype), values)
-        mixed = mixed.reshape([sequences, kv_heads, queries, group, width]).transpose([0, 2, 1, 3, 4])
+        if back is not None:
+            mixed = paddle.index_select(mixed.reshape([-1, width]), back)
         return mixed.reshape([sequences * queries, self.spec.q_width])
 
     def _gather(self, cache: Tensor, reading: Reading) -> Tensor:
         """[sequences, kv_heads, keys, head_dim]"""
-        pages = paddle.index_select(cache.flatten(1), reading.pages)
-        pages = pages.reshape([reading.sequences, -1, self.spec.num_kv_heads, self.spec.head_dim])
-        return pages[:, : reading.keys].transpose([0, 2, 1, 3])
+        rows = paddle.index_select(cache.flatten(0, 2), reading.rows_of_keys)
+        return rows.reshape([reading.sequences, self.spec.num_kv_heads, reading.keys, self.spec.head_dim])

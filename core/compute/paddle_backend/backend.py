@@ -107,8 +107,7 @@ class PaddleBackend(ComputeBackend):
 
     def gate_up(self, hidden: Tensor, norm: Norm, weight: Linear) -> Tensor:
         assert isinstance(weight, PaddleLinear)
-        gate, up = weight(norm(hidden)).chunk(2, -1)
-        return functional.silu(gate) * up
+        return functional.swiglu(weight(norm(hidden)))
 
     def logits(self, hidden: Tensor, norm: Norm, head: Linear, step: Step) -> Tensor:
         assert isinstance(head, PaddleLinear)

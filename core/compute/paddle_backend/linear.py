@@ -120,7 +120,7 @@ def array(weight: Weight, spec: DecoderSpec, target: Target) -> Tensor:
     """The parts of an embedding or a norm, stacked and converted, in memory of its own."""
     host: Host = np.empty(spec.shape(weight.name.role), HOST[target.dtype])
     for rows, part in parts.dense(weight):
-        host[rows] = wide(part) if target.dtype == "float32" else part
+        copy(host[rows], part)
     return target.tensor(host)
 
 
@@ -132,12 +132,15 @@ def stacked(weight: Weight, spec: DecoderSpec, target: Target) -> tuple[Host, bo
     host: Host = np.empty(shape, HOST[target.dtype])
     for rows, part in parts.dense(weight):
         lying, own = (part.T, host[:, rows]) if turned else (part, host[rows])
-        own[...] = wide(lying) if target.dtype == "float32" else lying
+        copy(own, lying)
     return host, turned
 
 
-def wide(part: Host) -> Host:
-    """bfloat16 as float32 by its bits, ten times as fast as by its values; anything else as it is."""
-    if part.dtype != ml_dtypes.bfloat16:
-        return part
-    return (part.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+def copy(own: Host, part: Host) -> None:
+    """bfloat16 becomes float32 by its bits, many times as fast as by its values."""
+    if own.dtype == np.float32 and part.dtype == ml_dtypes.bfloat16:
+        bits = own.view(np.uint32)
+        bits[...] = part.view(np.uint16)
+        bits <<= np.uint32(16)
+    else:
+        own[...] = part

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -30,6 +28,14 @@ RULES = (
         ),
     ),
     Rule(
+        id="paddle-untried-on-cuda",
+        when=(ON_CUDA, Condition("paddle.cuda", "==", True)),
+        reason="what the paddle backend does on CUDA has never been run on a card: on a CPU the same operations pass every "
+        "test, here nobody has seen them do so",
+        remedies=(TORCH,),
+        severity="warning",
+    ),
+    Rule(
         id="paddle-without-fp8",
         when=(Condition("chosen.quantizer", "==", "block_wise_fp8"),),
         reason="block_wise_fp8 rounds activations as well as weights, by blocks, and PaddlePaddle has no such product: "
@@ -48,13 +54,10 @@ RULES = (
 
 
 def create(context: Context) -> ComputeBackend:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No ccache found")  # of use to those who compile operators
+    from core.compute.paddle_backend.framework import imported_quietly
+
+    with imported_quietly():
         from core.compute.paddle_backend.backend import PaddleBackend
-    root.handlers[:] = handlers  # it adds one, and every line would be told twice
-    root.setLevel(level)
 
     device = "cpu" if context.facts["device.kind"] == "cpu" else "cuda:0"
     return PaddleBackend(device, context.facts["compute.dtype"], context.settings["threads"])
