@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from core.errors import RequestError
+from core.errors import EngineDeadError, RequestError
 from core.interfaces.frontend import Service
-from core.interfaces.request import SamplingParams
+from core.interfaces.request import EngineStats, SamplingParams
 from frontends.openai_http import fastdeploy
 from frontends.openai_http.current import asker
 from frontends.openai_http.deltas import Deltas
@@ -25,6 +25,7 @@ from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.tracing import note_tokens
 
 Result = TypeVar("Result")
+STATS_TIMEOUT = 2.0  # seconds; a scrape must not hang because the engine does
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Door:
         self._idle.set()
         self._readers: set[asyncio.Task[Any]] = set()  # bodies on their way in
         self._closed: Exception | None = None
+        self._last_stats = EngineStats()
 
     @property
     def closed(self) -> Exception | None:
@@ -131,6 +133,14 @@ class Door:
                 status=404,
             )
         return name
+
+    async def stats(self) -> tuple[EngineStats, bool]:
+        """The engine's figures, and whether they are of now: the last ones known, when it does not answer in time."""
+        try:
+            self._last_stats = await asyncio.wait_for(self.service.stats(), STATS_TIMEOUT)
+            return self._last_stats, True
+        except (EngineDeadError, TimeoutError):
+            return self._last_stats, False
 
     async def reading(self, body: Coroutine[Any, Any, Result]) -> Result:
         """``body``, once it has come in. A client that is slow with it does not hold up the stop.
