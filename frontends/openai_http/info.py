@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,18 +9,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from core.errors import EngineDeadError
-from core.interfaces.request import EngineStats
 from frontends.openai_http import fastdeploy
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 
 READ = ["GET", "HEAD"]  # load balancers look with HEAD
-_STATS_TIMEOUT = 2.0  # seconds; a scrape must not hang because the engine does
 
 
 def add_routes(app: FastAPI, door: Door) -> None:
     card = door.service.card
-    last_stats = EngineStats()
     as_there = door.section.compat == fastdeploy.NAME
 
     def model(name: str) -> dict[str, Any]:
@@ -70,10 +65,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.api_route("/load", methods=READ)
     async def load() -> Response:
         """Generation calls in flight, and how many there may be; what the engine makes of them, while it answers."""
-        nonlocal last_stats
-        with contextlib.suppress(EngineDeadError, TimeoutError):
-            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
-        stats = last_stats
+        stats, _ = await door.stats()
         return response_to(
             200,
             {
@@ -89,13 +81,9 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         """The engine's last known figures when it does not answer, with ``dovetail_engine_up`` 0."""
-        nonlocal last_stats
-        try:
-            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
-            up = True
-        except (EngineDeadError, TimeoutError):
-            up = False
-        return Response(door.metrics.render(last_stats, up=up), media_type=CONTENT_TYPE_LATEST)
+        stats, up = await door.stats()
+        others = [] if door.together is None else await door.together.ask("metrics")
+        return Response(door.metrics.render(stats, up=up, others=others), media_type=CONTENT_TYPE_LATEST)
 
     @app.api_route("/version", methods=READ)
     async def version() -> Response:

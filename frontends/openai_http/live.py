@@ -9,19 +9,17 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from prometheus_client import Histogram
+from prometheus_client import Metric
 from pydantic import Field
 from starlette.responses import Response
 
-from core.errors import EngineDeadError, RequestError
+from core.errors import RequestError
 from core.interfaces.frontend import Composer
-from core.interfaces.request import EngineStats
 from frontends.openai_http.body import read_json
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.schema import Wire
 
-_STATS_TIMEOUT = 2.0  # seconds
 _NEVER_KEPT = {"cache-control": "no-store"}
 
 
@@ -36,7 +34,6 @@ class ComposeBody(Wire):
 
 def add_routes(app: FastAPI, door: Door) -> None:
     began = time.monotonic()
-    last_stats = EngineStats()
     one_at_a_time = asyncio.Lock()
 
     async def composed(work: Callable[..., Mapping[str, Any]], *arguments: Any) -> Mapping[str, Any]:
@@ -52,22 +49,18 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.get("/dashboard/live")
     async def live() -> Response:
         """Counters only grow, latencies are histograms: who looks twice has rates and percentiles of the time between."""
-        nonlocal last_stats
-        try:
-            last_stats = await asyncio.wait_for(door.service.stats(), _STATS_TIMEOUT)
-            up = True
-        except (EngineDeadError, TimeoutError):
-            up = False
-        metrics = door.metrics
+        stats, up = await door.stats()
+        others = [] if door.together is None else await door.together.ask("metrics")
+        counted = {family.name: family for family in door.metrics.counted(others)}
         figures = {
             "up": up,
             "uptime_seconds": time.monotonic() - began,
             "calls": {"in_flight": door.num_calls, "most": door.section.max_concurrency},
-            "engine": msgspec.structs.asdict(last_stats),
+            "engine": msgspec.structs.asdict(stats),
             "latencies": {
-                "first_token": _buckets(metrics.first_token),
-                "inter_token": _buckets(metrics.inter_token),
-                "whole": _buckets(metrics.whole),
+                "first_token": _buckets(counted["dovetail_time_to_first_token_seconds"]),
+                "inter_token": _buckets(counted["dovetail_inter_token_latency_seconds"]),
+                "whole": _buckets(counted["dovetail_e2e_request_latency_seconds"]),
             },
         }
         return response_to(200, figures, _NEVER_KEPT)
@@ -98,13 +91,14 @@ def add_routes(app: FastAPI, door: Door) -> None:
         return response_to(200, answer, _NEVER_KEPT)
 
 
-def _buckets(histogram: Histogram) -> dict[str, Any]:
+def _buckets(histogram: Metric) -> dict[str, Any]:
     """``upper``: bounds in seconds, the last one without; ``counts``: observations in each bucket by itself."""
     upper: list[float | None] = []
     counts: list[int] = []
     seen = 0
-    samples = [sample for metric in histogram.collect() for sample in metric.samples if sample.name.endswith("_bucket")]
-    for sample in samples:
+    for sample in histogram.samples:
+        if not sample.name.endswith("_bucket"):
+            continue
         bound = sample.labels["le"]
         upper.append(None if bound == "+Inf" else float(bound))
         counts.append(int(sample.value) - seen)

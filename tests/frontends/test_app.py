@@ -384,7 +384,7 @@ def test_metrics_parse_and_count():
 
 
 def test_metrics_answer_though_the_engine_does_not(monkeypatch):
-    monkeypatch.setattr("frontends.openai_http.info._STATS_TIMEOUT", 0.01)
+    monkeypatch.setattr("frontends.openai_http.door.STATS_TIMEOUT", 0.01)
     service = FakeService()
     service.stats_hang = True
     assert samples(get("/metrics", service).text)["dovetail_engine_up",] == 0
