@@ -189,7 +189,8 @@ def test_help_and_list_answer_in_half_a_second_without_torch(action):
         f"sys.argv = ['serve', '{action}']\n"
         "try:\n    runpy.run_module('core.serve', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'paddle', 'numpy', 'transformers', 'fastapi', 'pydantic_settings', 'tokenizers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'paddle', 'numpy', 'transformers', 'fastapi', 'pydantic_settings', 'tokenizers'}\n"
+        "heavy &= set(sys.modules)\n"
         "print(f'heavy={sorted(heavy)}', file=sys.stderr)\n"
     )
     seconds = []
