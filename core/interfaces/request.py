@@ -15,6 +15,8 @@ import msgspec
 from core.errors import RequestError
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_STRING = 4096  # characters
+MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD = 64  # tokens
@@ -109,6 +111,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise RequestError("each stop string must be a non-empty string", param="stop")
+            if len(text) > MAX_STOP_STRING:
+                raise RequestError(f"each stop string has at most {MAX_STOP_STRING} characters, not {len(text)}", param="stop")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(
+                f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} tokens, got {len(self.stop_token_ids)}",
+                param="stop_token_ids",
+            )
         for token in self.stop_token_ids:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
                 raise RequestError(f"{token!r} is not a token id", param="stop_token_ids")

@@ -7,6 +7,7 @@ where its prompt ended: its first token keeps the space that decoding it as a wh
 from __future__ import annotations
 
 import codecs
+from functools import lru_cache
 
 from core.interfaces.frontend import TextDelta, TokenInfo, Tokenizer, TopToken
 from core.interfaces.request import FinishReason, SamplingParams, TokenEvent, TokenLogprobs
@@ -42,7 +43,8 @@ class _StopStrings:
         return complete
 
 
-def _fallbacks(string: str) -> list[int]:
+@lru_cache(maxsize=256)
+def _fallbacks(string: str) -> tuple[int, ...]:
     """For each length, the longest proper prefix of the string's beginning of that length that also ends it."""
     table = [0] * len(string)
     matched = 0
@@ -52,7 +54,7 @@ def _fallbacks(string: str) -> list[int]:
         if string[matched] == string[at]:
             matched += 1
         table[at] = matched
-    return table
+    return tuple(table)
 
 
 class TextAssembler:

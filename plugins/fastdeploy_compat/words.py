@@ -167,8 +167,8 @@ VARIABLES: tuple[ForeignWord, ...] = (
         "FD_RESERVE_OUTPUT_BLOCK_NUM_FOR_DECODE_WHEN_SCHEDULE_NEW_PREFILL*",
         fine=(),
     ),
-    *_variables("warns", "stop strings are found in the text: up to 16, of any length", "FD_MAX_STOP_SEQS_NUM", fine=()),
-    *_variables("warns", "stop strings are found in the text: up to 16, of any length", "FD_STOP_SEQS_MAX_LEN", fine=()),
+    *_variables("warns", "stop strings are found in the text: up to 16, 4096 characters each", "FD_MAX_STOP_SEQS_NUM", fine=()),
+    *_variables("warns", "stop strings are found in the text: up to 16, 4096 characters each", "FD_STOP_SEQS_MAX_LEN", fine=()),
     *_variables("warns", "the tokenizer is chosen by the checkpoint's files", "FD_USE_HF_TOKENIZER"),
     *_variables("later", "results equal bit for bit whatever the batch", "FD_DETERMINISTIC_MODE"),
     *_variables(

@@ -185,6 +185,19 @@ def test_a_request_that_cannot_be_served_is_refused(prompt, params, param, code)
     assert (error.param, error.code, error.status) == (param, code, 400)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"stop": "x" * 4097}, "each stop string has at most 4096 characters, not 4097"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids takes at most 1024 tokens, got 1025"),
+    ],
+)
+def test_what_ends_a_request_is_bounded(params, message):
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**params)
+    assert (caught.value.message, caught.value.param) == (message, next(iter(params)))
+
+
 def test_refusals_say_what_is_left():
     assert str(refusal([1] * 60, max_tokens=5)) == (
         "the prompt has 60 tokens and max_tokens asks for 5 more; the context is 64 tokens: "
