@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paddle import Tensor
 from paddle.nn import functional
 
-from core.compute import room
+from core.compute import freed_memory, room
 from core.compute.paddle_backend import linear, logits, machine, quantized, rope, step
 from core.compute.paddle_backend.attention import PagedKV
 from core.compute.paddle_backend.linear import PaddleLinear, Target
@@ -48,6 +48,7 @@ class PaddleBackend(ComputeBackend):
         self._embedding: Tensor | None = None  # until a tied head has been placed
         if device == "cpu":
             machine.use_threads(threads or usable_cores())
+            freed_memory.keep()
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

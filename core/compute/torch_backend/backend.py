@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from core.compute import room
+from core.compute import freed_memory, room
 from core.compute.torch_backend import fp8, linear, logits, machine, quantized, rope, step
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
@@ -52,7 +52,7 @@ class TorchBackend(ComputeBackend):
         self._vocab = 0  # of all ranks together
         if self._target.device.type == "cpu":
             torch.set_num_threads(threads or usable_cores())
-            machine.keep_freed_memory()
+            freed_memory.keep()
         elif self._target.device.index is not None:
             torch.cuda.set_device(self._target.device)  # for kernels that are launched without saying where
 
