@@ -40,11 +40,18 @@ class CachedTokens(Answer):
     cached_tokens: int
 
 
+class CompletionTokens(Answer):
+    reasoning_tokens: int
+
+
 class Usage(Answer):
+    """``completion_tokens_details`` is there where a reasoning parser tells reasoning from answers."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: CompletionTokens | None = None
 
 
 class CalledFunction(Answer):
@@ -98,6 +105,20 @@ class Completion(Answer):
     usage: Usage
 
 
+class OutputTokens(Answer):
+    """``reasoning_tokens`` is 0 where no reasoning parser runs."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(Answer):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: OutputTokens
+    total_tokens: int
+
+
 class ResponseObject(Answer):
     """An answer of ``/v1/responses``."""
 
@@ -107,6 +128,7 @@ class ResponseObject(Answer):
     model: str
     status: Literal["completed", "incomplete", "failed", "cancelled"]
     output: list[dict[str, Any]]
+    usage: ResponseUsage | None
 
 
 class AnthropicUsage(Answer):

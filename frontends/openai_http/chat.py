@@ -41,7 +41,7 @@ class ChatForm:
         if self._outline.plain:
             chunk = self._chunk(choice, {"content": delta.text})
         else:
-            gained = self._readings[choice].take(delta.text, delta.token_ids)
+            gained = self._readings[choice].take(delta.text, delta.token_ids, delta.num_generated_tokens)
             if not gained and not delta.logprobs:
                 return None
             chunk = self._chunk(choice, _told(gained))
@@ -58,8 +58,8 @@ class ChatForm:
 
     def whole(self, choice: int, gathered: Gathered) -> dict[str, Any]:
         assert gathered.last is not None
-        reading = self._outline.reading()
-        reading.take(gathered.text)
+        reading = self._readings[choice]
+        reading.take(gathered.text, gathered.ids, len(gathered.ids))
         reading.end()
         message: dict[str, Any] = {"role": "assistant", "content": reading.text, "refusal": None}
         if self._outline.reasoning_parser is not None:
@@ -78,6 +78,11 @@ class ChatForm:
             "stop_reason": gathered.last.stop_reason,
         }
 
+    def usage_details(self) -> dict[str, int] | None:
+        if self._outline.reasoning_parser is None:
+            return None
+        return {"reasoning_tokens": sum(reading.reasoning_tokens for reading in self._readings)}
+
     def _chunk(self, choice: int, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -94,14 +99,14 @@ def add_routes(app: FastAPI, door: Door) -> None:
         call = Call.of(body, "chatcmpl", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
-            form: Form = ChatForm(outlined, params.n)
+            form: Form = (chat := ChatForm(outlined, params.n))
             most = prompt_logprobs(body, door.section.max_logprobs)
             if most is not None:
                 scored = await while_connected(request.receive, scores(door, call, most))
                 form = WithPromptLogprobs(form, scored, most, params.n)
             if body.return_token_ids:
                 form = WithTokenIds(form, call.prompts, params.n)
-            return await answer(door, request, call, form)
+            return await answer(door, request, call, form, usage_details=chat.usage_details)
         except RequestError as error:
             raise renamed(error, chat_names(body) | {"grammar": outlined.field}) from None
 

@@ -57,9 +57,17 @@ class Form(Protocol):
 class Progress:
     """What has come of a call's choices; keeps the text only for an answer that is given whole."""
 
-    def __init__(self, call: Call, watch: Stopwatch, *, keep_text: bool) -> None:
+    def __init__(
+        self,
+        call: Call,
+        watch: Stopwatch,
+        usage_details: Callable[[], dict[str, int] | None] = lambda: None,
+        *,
+        keep_text: bool,
+    ) -> None:
         self._n = call.params.n
         self._watch = watch
+        self._usage_details = usage_details
         self._keep_text = keep_text
         self.failure: GenerationError | None = None
         self.choices = [Gathered(number) for number in range(len(call.prompts)) for _ in range(self._n)]
@@ -95,24 +103,32 @@ class Progress:
                 prompts[gathered.number] = (last.num_prompt_tokens, last.num_cached_tokens)
                 generated += last.num_generated_tokens
         prompt = sum(tokens for tokens, _ in prompts.values())
-        return {
+        usage = {
             "prompt_tokens": prompt,
             "completion_tokens": generated,
             "total_tokens": prompt + generated,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in prompts.values())},
         }
+        details = self._usage_details()
+        return usage if details is None else usage | {"completion_tokens_details": details}
 
 
 async def answer(
-    door: Door, request: Request, call: Call, form: Form, choosing: Callable[[list[Gathered]], list[Gathered]] = list
+    door: Door,
+    request: Request,
+    call: Call,
+    form: Form,
+    choosing: Callable[[list[Gathered]], list[Gathered]] = list,
+    usage_details: Callable[[], dict[str, int] | None] = lambda: None,
 ) -> Response:
-    """``choosing``: which of the choices are told, of an answer that is given whole.
+    """``choosing``: which of the choices are told, of an answer that is given whole. ``usage_details``: which of the tokens
+    that were generated are of a kind of their own, as far as it has come.
 
     :raises RequestError, EngineDeadError, StoppingError, GenerationError: as long as nothing has been sent.
     """
     watch = Stopwatch(door.metrics)
     deltas = door.begin(call)
-    progress = Progress(call, watch, keep_text=not call.stream)
+    progress = Progress(call, watch, usage_details, keep_text=not call.stream)
     headers = {"x-request-id": call.id}
     streaming = False
     try:

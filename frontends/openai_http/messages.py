@@ -81,7 +81,7 @@ class MessageStory:
         yield {"type": "ping"}
 
     def piece(self, delta: TextDelta) -> Iterator[Event]:
-        yield from map(_told, self._blocks.take(self._reading.take(delta.text, delta.token_ids)))
+        yield from map(_told, self._blocks.take(self._reading.take(delta.text, delta.token_ids, delta.num_generated_tokens)))
 
     def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
         yield from map(_told, self._blocks.take(self._reading.end()))
@@ -96,7 +96,7 @@ class MessageStory:
 
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
         assert gathered.last is not None
-        for gained in (self._reading.take(gathered.text), self._reading.end()):
+        for gained in (self._reading.take(gathered.text, gathered.ids, len(gathered.ids)), self._reading.end()):
             deque(self._blocks.take(gained), 0)
         deque(self._blocks.end(), 0)
         content = [_block(block, block.text) for block in self._blocks.all]

@@ -66,6 +66,7 @@ class Outline:
     shows_reasoning: bool = True
     shows_special: bool = False  # a parser looks for control tokens
     field: str = "grammar"  # whose form it is, for messages about it
+    tokenizer: Tokenizer | None = None
 
     @property
     def plain(self) -> bool:
@@ -93,11 +94,23 @@ class Reading:
         thinks, calls = outline.reasoning_parser, outline.tool_parser if outline.tools else None
         self._thoughts = thinks.stream(outline.prompt) if thinks is not None else None
         self._tools = calls.stream(outline.tools) if calls is not None else None
+        self._before_answer = 0  # tokens
+        self._reasoned = self._answered = False
         self._surplus = False  # a call beyond the one that was wanted is left out
 
-    def take(self, text: str, token_ids: Sequence[int] = ()) -> Gained:
-        """``text`` came next."""
+    @property
+    def reasoning_tokens(self) -> int:
+        """The output's tokens before the answer, marks included; none of an output without reasoning."""
+        return self._before_answer if self._reasoned else 0
+
+    def take(self, text: str, token_ids: Sequence[int], num_tokens: int) -> Gained:
+        """``text`` came next, with these tokens; the output has ``num_tokens`` by now."""
         reasoning, answer = self._thoughts.push(text, token_ids) if self._thoughts is not None else ("", text)
+        self._reasoned = self._reasoned or bool(reasoning)
+        if not self._answered:
+            self._answered = bool(answer)
+            others = len(token_ids) - self._tokens_in(text[: len(text) - len(answer)], token_ids) if answer else 0
+            self._before_answer = num_tokens - others
         return self._gained(reasoning, self._read(answer, token_ids))
 
     def end(self) -> Gained:
@@ -111,6 +124,17 @@ class Reading:
     def finish_reason(self, reason: str | None) -> str | None:
         """``reason`` as the engine has it, or what it means with calls."""
         return "tool_calls" if reason == "stop" and self.calls else reason
+
+    def _tokens_in(self, text: str, token_ids: Sequence[int]) -> int:
+        """How many of these tokens it takes to write ``text``, with which theirs begins."""
+        tokenizer, missing = self._outline.tokenizer, len(text.encode())
+        assert tokenizer is not None
+        for count, token in enumerate(token_ids):
+            if missing <= 0:
+                return count
+            if self._outline.shows_special or token not in tokenizer.special_ids:
+                missing -= len(tokenizer.token_bytes(token))
+        return len(token_ids)
 
     def _read(self, text: str, token_ids: Sequence[int]) -> list[Piece]:
         if not text:
@@ -208,6 +232,7 @@ def outline(service: Service, body: ChatBody, prompt: Sequence[int]) -> Outline:
         shows_reasoning=body.include_reasoning is not False,
         shows_special=any(_is_control(service.tokenizer, mark) for mark in marks),
         field=name,
+        tokenizer=service.tokenizer,
     )
 
 

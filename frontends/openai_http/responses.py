@@ -95,7 +95,8 @@ class ResponseStory:
     def piece(self, delta: TextDelta) -> Iterator[Event]:
         if self._with_logprobs:
             self._untold += delta.logprobs or ()
-        yield from self._told(self._blocks.take(self._reading.take(delta.text, delta.token_ids)))
+        gained = self._reading.take(delta.text, delta.token_ids, delta.num_generated_tokens)
+        yield from self._told(self._blocks.take(gained))
 
     def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
         yield from self._told(self._blocks.take(self._reading.end()))
@@ -113,7 +114,7 @@ class ResponseStory:
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
         assert gathered.last is not None
         self._untold = list(gathered.infos) if self._with_logprobs else []
-        for gained in (self._reading.take(gathered.text), self._reading.end()):
+        for gained in (self._reading.take(gathered.text, gathered.ids, len(gathered.ids)), self._reading.end()):
             deque(self._told(self._blocks.take(gained)), 0)
         deque(self._told(self._blocks.end()), 0)
         return self._response(_status(gathered.last), usage)
@@ -205,7 +206,7 @@ class ResponseStory:
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",
-            "usage": None if usage is None else _usage(usage),
+            "usage": None if usage is None else _usage(usage, self._reading.reasoning_tokens),
             "user": body.user,
             "metadata": body.metadata or {},
         }
@@ -278,7 +279,7 @@ def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+def _usage(usage: Mapping[str, Any], reasoning_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
@@ -286,6 +287,6 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
             "cache_write_tokens": 0,
         },
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage["total_tokens"],
     }

@@ -55,6 +55,7 @@ def test_a_response_has_items_of_three_kinds(stream):
         "completed",
     )
     assert response.status == "completed"
+    assert response.usage.output_tokens_details.reasoning_tokens == SAID.index("I look.")
     assert served.chat_template.seen[0][1]["tools"] == [
         {"type": "function", "function": {"name": "weather", "description": "Of a city.", "parameters": CITY}}
     ]

@@ -219,6 +219,19 @@ def test_reasoning_is_a_field_of_its_own(begins):
     assert (hidden.content, hidden.reasoning_content) == ("It may not.", None)
 
 
+def test_usage_tells_how_much_was_reasoning():
+    """A character is a token. Of a cut-off answer all may be; of one without reasoning none is."""
+    for script in ("", "delay=0.001", "chunk=7", "chunk=1000"):
+        served, options = service(THOUGHT + "It may not.", reasoning=Think(begins=False)), {"include_usage": True}
+        answer = ask(served, n=2, extra_body={"cache_salt": script})
+        *_, streamed = stream(served, n=2, stream_options=options, extra_body={"cache_salt": script})
+        for usage in (answer.usage, streamed.usage):
+            assert usage.completion_tokens_details.reasoning_tokens == 2 * len(THOUGHT)
+    assert ask(served, max_tokens=11).usage.completion_tokens_details.reasoning_tokens == 11
+    assert ask(service("No.", reasoning=Think(begins=False))).usage.completion_tokens_details.reasoning_tokens == 0
+    assert ask(service("No.")).usage.completion_tokens_details is None
+
+
 def test_a_prompt_without_thinking_has_an_answer_only():
     served = service("It may not.", reasoning=Think(begins=True))
     fields = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
