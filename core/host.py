@@ -14,10 +14,15 @@ def usable_cores() -> int:
 
     if not hasattr(os, "sched_getaffinity"):
         return psutil.cpu_count(logical=False) or 1
-    siblings = {_first_sibling(cpu) for cpu in os.sched_getaffinity(0)}
+    siblings = one_of_each_core()
     quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
     allowed = -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else len(siblings)
     return max(1, min(len(siblings), allowed))
+
+
+def one_of_each_core() -> list[int]:
+    """A logical CPU of each physical core that this process may run on. Linux alone says which they are."""
+    return list({_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}.values())
 
 
 def free_and_total_memory() -> tuple[int, int]:
@@ -34,7 +39,7 @@ def free_and_total_memory() -> tuple[int, int]:
     return free, total
 
 
-def _first_sibling(cpu: int) -> str:
+def _siblings(cpu: int) -> str:
     return _read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")) or str(cpu)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from core.compute.torch_backend import affinity
 from core.hookspecs import hookimpl
 from core.interfaces.rules import Condition, Fact, Remedy, Rule
 from core.offers import Alias, ComputeBackendOffer, Context, RulesOffer, Section
@@ -22,10 +24,23 @@ class TorchSettings(Section, frozen=True):
         description="what computes a step's operations: native kernels (on a CPU C++, compiled at first use; on CUDA Triton), "
         "the reference in plain torch, or auto: native where they can be had",
     )
+    cpu_affinity: str | None = Field(
+        None,
+        description="CPUs that the engine's threads stay on, such as 0-3,8; auto is one of each physical core. By default the "
+        "system moves them as it likes. On Linux only",
+    )
+
+    @field_validator("cpu_affinity")
+    @classmethod
+    def _cpus(cls, text: str | None) -> str | None:
+        if text is not None and text != affinity.AUTO:
+            affinity.cpus(text)
+        return text
 
 
 COMPILER = Fact("torch.compiler", str, "the C++ compiler that makes the native kernels of a CPU; None when there is none")
 TRITON = Fact("torch.triton", str, "the version of Triton, which makes the native kernels of a CUDA device; None without it")
+BINDS = Fact("torch.binds", bool, "whether threads can be bound to CPUs here, which Linux alone does")
 PLAIN = Remedy("--torch-kernels reference, for plain torch", {"backend_torch.kernels": "reference"})
 INSTALL = Remedy("install g++ or clang++, or name a compiler by $CXX")
 WITH_TRITON = Remedy("pip install triton, or a torch that brings it")
@@ -72,6 +87,12 @@ RULES = (
         remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), PLAIN),
     ),
     Rule(
+        id="affinity-without-linux",
+        when=(Condition("settings.backend_torch.cpu_affinity", "!=", None), Condition("torch.binds", "==", False)),
+        reason="threads are bound to CPUs on Linux only",
+        remedies=(Remedy("leave out --cpu-affinity", {"backend_torch.cpu_affinity": None}),),
+    ),
+    Rule(
         id="native-kernels-without-triton",
         when=(ON_CUDA, Condition("settings.backend_torch.kernels", "==", "native"), Condition("torch.triton", "==", None)),
         reason="on CUDA the native kernels are Triton's, which is not installed",
@@ -91,6 +112,8 @@ def create(context: Context) -> ComputeBackend:
     from core.compute.torch_backend import kernels
 
     dtype, threads = context.facts["compute.dtype"], context.settings["threads"]
+    if context.section.cpu_affinity is not None:
+        affinity.stay_on(context.section.cpu_affinity, threads)
     if context.facts["device.kind"] == "cpu":
         return kernels.on_cpu(context.section.kernels, dtype, threads)
     return kernels.on_cuda(context.section.kernels, f"cuda:{context.facts.get('parallel.rank', 0)}", dtype)
@@ -107,7 +130,10 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         splits=True,
         settings=TorchSettings,
         rules=RULES,
-        aliases=(Alias("native kernels, plain torch, or auto", flag="--torch-kernels", sets="kernels"),),
+        aliases=(
+            Alias("native kernels, plain torch, or auto", flag="--torch-kernels", sets="kernels"),
+            Alias("CPUs that the engine's threads stay on", flag="--cpu-affinity", sets="cpu_affinity"),
+        ),
     )
 
 
@@ -120,9 +146,11 @@ def register_rules() -> Iterable[RulesOffer]:
             compiler = find_compiler()
         except NotBuiltError:
             compiler = None
-        return {COMPILER.name: compiler, TRITON.name: version_of("triton")}
+        binds = hasattr(os, "sched_setaffinity")
+        return {COMPILER.name: compiler, TRITON.name: version_of("triton"), BINDS.name: binds}
 
-    yield RulesOffer(name="torch", summary="what can compile kernels here", facts=(COMPILER, TRITON), derive=derive)
+    facts = COMPILER, TRITON, BINDS
+    yield RulesOffer(name="torch", summary="what can compile and bind here", facts=facts, derive=derive)
 
 
 def version_of(package: str) -> str | None:
