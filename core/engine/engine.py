@@ -11,17 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core.engine.barring import Barred
+from core.engine.arriving import Arrivals
 from core.engine.batch import Step
 from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
 from core.engine.gains import Gains
-from core.engine.guiding import Guide, Guiding
-from core.engine.penalties import Seen
-from core.engine.reading import Read
+from core.engine.guiding import Guide
 from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
-from core.engine.stop import banned_tokens, stop_tokens
 from core.errors import EngineDeadError, RequestError
 from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
@@ -30,8 +27,7 @@ from core.interfaces.drafts import DraftProposer
 from core.interfaces.engine import Answer, UnderWay
 from core.interfaces.grammar import GrammarBackend
 from core.interfaces.limits import RequestLimits
-from core.interfaces.randomness import philox
-from core.interfaces.request import EngineStats, FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from core.interfaces.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from core.interfaces.scheduler import SchedulingPolicy
 
 log = logging.getLogger("dovetail.engine")
@@ -95,22 +91,25 @@ class Engine:
         capacity = blocks.for_admission(PoolUse(config.num_pages, available=config.num_pages)) * config.page_size
         self.limits = RequestLimits(config.max_model_len, config.vocab, capacity, config.max_num_seqs + config.max_waiting)
         self._runner = runner
-        self._policy = policy
         self._rows = Rows(config.max_num_seqs, self.limits.context, config.page_size, config.vocab)
         self.blocks = BlockManager(config.num_pages, cache, blocks, self._rows)
-        self._guiding = None if grammars is None else Guiding(grammars)
+        self._arrivals = Arrivals(
+            policy,
+            grammars,
+            context=self.limits.context,
+            eos_token_ids=config.eos_token_ids,
+            vocab=config.vocab,
+            seed=config.seed,
+        )
         self._drafting = None if drafts is None else Drafting(self._rows, drafts)
         self._gains = Gains(self._rows, self.blocks, self._drafting, self._end)
         self._scheduler = Scheduler(self._rows, self.blocks, policy, config.max_num_batched_tokens, self._land, self._drafting)
         self._sequences: dict[str, Sequence] = {}  # every request that has not had its last event decided
         self._told: list[TokenEvent] = []  # given out by the next step; between steps these are ends of aborted requests
-        self._preparing: dict[str, Sequence] = {}  # of these, whose grammar is not ready; they wait, but in no queue
         self._answers: list[Answer] = []
         self._has_read = False
         self._flight: tuple[Step, Launched] | None = None  # launched, and its tokens not read
         self._last: Step | None = None  # launched, and not failed in that
-        self._eos = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab)
-        self._num_added = 0
         self._finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.under_way: UnderWay | None = None
         self._steps = 0
@@ -130,13 +129,10 @@ class Engine:
             raise RequestError(
                 f"{self.config.max_waiting} requests wait already: try again later", code="queue_full", status=429
             )
-        sequence = self._sequence(request)
-        self._num_added += 1
+        sequence = self._arrivals.take(request)
         self._sequences[request.request_id] = sequence
-        if sequence.guide is None:
+        if request.request_id not in self._arrivals.preparing:
             self._scheduler.wait(sequence)
-        else:
-            self._preparing[request.request_id] = sequence
 
     def abort(self, request_id: str) -> bool:
         """Free all that the request holds now; the next step reports its end. False when it has ended or never was."""
@@ -216,69 +212,22 @@ class Engine:
         for request_id in list(self._sequences):
             self.abort(request_id)
         self.blocks.close()
-        if self._guiding is not None:
-            self._guiding.close()
+        self._arrivals.close()
         self._runner.close()
-
-    def _sequence(self, request: Request) -> Sequence:
-        params = request.params
-        prompt = np.array(request.prompt_token_ids, np.int32)
-        stops = stop_tokens(params, self._eos)
-        seen = None
-        if params.penalized:
-            seen = Seen(prompt if params.repetition_penalty != 1.0 else prompt[:0])
-        return Sequence(
-            request_id=request.request_id,
-            request=request,
-            key=(self._policy.order(request), self._num_added),
-            tokens=prompt,
-            num_prompt=len(prompt),
-            limit=self._limit(request),
-            min_length=len(prompt) + params.min_tokens,
-            seed=self._drawn_seed() if params.seed is None else params.seed % 2**64,
-            stops=stops,
-            stop_ids=np.array(sorted(stops), np.int32),
-            banned=np.array(sorted(banned_tokens(params, self._eos)), np.int32),
-            bias_tokens=np.array(list(params.logit_bias.keys()), np.int32),
-            bias_values=np.array(list(params.logit_bias.values()), np.float32),
-            seen=seen,
-            guide=self._guide(params),
-            read=Read(request) if request.read else None,
-            barred=Barred.of(params),
-        )
-
-    def _limit(self, request: Request) -> int:
-        most = 0 if request.read else request.params.max_tokens
-        return self.limits.context if most is None else len(request.prompt_token_ids) + most
-
-    def _guide(self, params: SamplingParams) -> Guide | None:
-        if self._guiding is not None:
-            return self._guiding.guide(params)
-        if params.grammar is not None:
-            raise RequestError(
-                "outputs of a given form are not to be had: this server was composed without a grammar backend",
-                param="grammar",
-                code="unsupported_parameter",
-            )
-        return None
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._scheduler.waiting) + len(self._preparing)
+        return len(self._scheduler.waiting) + len(self._arrivals.preparing)
 
     def _admit_prepared(self) -> None:
         """Who waits for a grammar that is ready by now waits for a place, or has nothing to wait for."""
-        for request_id, sequence in list(self._preparing.items()):
-            assert sequence.guide is not None
-            if not sequence.guide.ready:
-                continue
-            del self._preparing[request_id]
-            refusal = sequence.guide.refusal
+        for sequence in self._arrivals.ready():
+            refusal = None if sequence.guide is None else sequence.guide.refusal
             if refusal is None:
                 self._scheduler.wait(sequence)
                 continue
-            del self._sequences[request_id]
-            self._refuse(request_id, refusal)
+            del self._sequences[sequence.request_id]
+            self._refuse(sequence.request_id, refusal)
 
     def _refuse(self, request_id: str, error: Exception) -> None:
         if not isinstance(error, RequestError):
@@ -288,14 +237,9 @@ class Engine:
 
     def _wait_for_grammars(self) -> None:
         """Nobody else has anything to do. New requests may come meanwhile: not for long."""
-        sequences = [*self._preparing.values(), *self._scheduler.put_off()]
+        sequences = [*self._arrivals.preparing.values(), *self._scheduler.put_off()]
         if guides := [sequence.guide for sequence in sequences if sequence.guide is not None]:
             Guide.wait_for_any(guides, IDLE_SECONDS)
-
-    def _drawn_seed(self) -> int:
-        """The same for the n-th request of every engine with this seed, and unlike that of any other request."""
-        words = philox(np.array([self.config.seed % 2**64], np.uint64), np.array([self._num_added], np.int64))[0]
-        return int(words[0]) << 32 | int(words[1])
 
     # --- one step after the other ---------------------------------------------------------------------------------------
 
@@ -376,7 +320,7 @@ class Engine:
         return TokenEvent(sequence.request_id, token_ids or [], reason, stop_token, logprobs, cached, error)
 
     def _forget(self, sequence: Sequence) -> None:
-        if self._preparing.pop(sequence.request_id, None) is None:
+        if self._arrivals.preparing.pop(sequence.request_id, None) is None:
             self._scheduler.remove(sequence)
         if sequence.guide is not None:
             sequence.guide.forget()
