@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 
 import httpx
 import openai
@@ -15,7 +16,8 @@ import pytest
 
 from core.errors import ExitCode, UserError
 from core.offers import Context
-from frontends.openai_http import plugin
+from frontends.openai_http import errors, plugin
+from frontends.openai_http.protocol import NO_WEBSOCKET
 from frontends.openai_http.server import OpenAIServer
 from frontends.openai_http.settings import HttpSettings
 from tests.frontends.conftest import serving
@@ -212,14 +214,29 @@ def test_a_drain_without_an_end():
         assert served.wait() == ExitCode.OK
 
 
+ASKED_FOR_WEBSOCKET = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+UNREADABLE = "this is no HTTP request that can be read: "
+
+
 def test_what_is_no_http_is_told_like_everything_else():
-    with serving() as served:
+    def answered(sent):
         host, _, port = served.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(b"garbage\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 400")
-    [line] = [line for line in served.errors if line]
-    assert line == "W uvicorn.error: Invalid HTTP request received."
+            connection.sendall(sent)
+            head, _, body = b"".join(iter(partial(connection.recv, 4096), b"")).partition(b"\r\n\r\n")
+        assert b"content-type: application/json" in head
+        return int(head.split()[1]), json.loads(body)["error"]
+
+    with serving() as served:
+        garbage = answered(b"garbage\r\n\r\n")
+        long = answered(b"GET / HTTP/1.1\r\nx: %b" % (b"x" * 70_000))
+        websocket = answered(ASKED_FOR_WEBSOCKET)
+        other = httpx.get(f"{served.url}/health", headers={"connection": "Upgrade", "upgrade": "h2c"})
+    assert garbage == (400, errors.error_body(400, f"{UNREADABLE}illegal request line")["error"])
+    assert (long[0], long[1]["message"]) == (431, f"{UNREADABLE}receive buffer too long")
+    assert (websocket[0], websocket[1]["message"]) == (400, NO_WEBSOCKET)
+    assert other.status_code == 200
+    assert [line for line in served.errors if line] == ["W uvicorn.error: Invalid HTTP request received."] * 2
 
 
 @pytest.mark.parametrize("stdout", [None, "/dev/full"])
