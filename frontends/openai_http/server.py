@@ -23,6 +23,7 @@ from frontends.openai_http.app import create_app
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
 from frontends.openai_http.keys import keys_of
+from frontends.openai_http.protocol import HttpProtocol
 from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.tracing import provider_of
 
@@ -103,7 +104,7 @@ class OpenAIServer(FrontEnd):
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                ws="none",
+                http=HttpProtocol,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=_whole(self._drain_timeout + FLUSH_TIMEOUT),
                 backlog=BACKLOG,
