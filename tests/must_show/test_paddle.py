@@ -53,7 +53,7 @@ def test_the_same_logits_and_greedy_tokens(model):
 
 @pytest.mark.demo
 def test_over_http():
-    """A cached prefix, a prompt in chunks, the rejection sampler, a stop string, logprobs, a form: as with any backend."""
+    """A stream, a cached prefix, a prompt in chunks, the rejection sampler, a stop string, logprobs, a form: as with any."""
     flags = ["--backend", "paddle", "--model", "demo", "--enable-prefix-caching", "--enable-chunked-prefill"]
     flags += ["--sampler", "rejection", "--max-num-batched-tokens", "64", "--max-num-seqs", "8", "--block-size", "16"]
     with serving(*flags) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
@@ -65,6 +65,10 @@ def test_over_http():
         assert again.choices[0].message.content == first.choices[0].message.content
         assert again.usage.prompt_tokens_details.cached_tokens > 64
         assert all(entry.logprob <= 0 for entry in first.choices[0].logprobs.content)
+        pieces = client.chat.completions.create(temperature=0, stream=True, **options)
+        streamed = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]
+        assert len(streamed) > 4
+        assert "".join(streamed) == first.choices[0].message.content
         drawn = [client.chat.completions.create(temperature=0.9, top_p=0.9, seed=5, **options) for _ in range(2)]
         assert drawn[0].choices[0].message.content == drawn[1].choices[0].message.content
         stopped = client.chat.completions.create(temperature=0, stop=["Paris"], **options)
