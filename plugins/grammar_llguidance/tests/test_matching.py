@@ -6,8 +6,10 @@ import pytest
 
 from core.errors import RequestError
 from core.interfaces.request import Grammar
+from core.offers import Context
 from core.testing.grammar import VOCABULARY, WORDS, allowed
 from grammar_llguidance.matching import MOST_CHARACTERS, Llguidance
+from grammar_llguidance.plugin import LlguidanceSettings, register_grammar_backends
 
 
 def backend(compact=False, size=500_000):
@@ -23,6 +25,25 @@ def test_compact_json_has_no_room_for_whitespace():
         matcher.accept(len(WORDS) + ord("{"))
     assert len(WORDS) + ord("\n") in allowed(loose)
     assert len(WORDS) + ord("\n") not in allowed(compact)
+
+
+def offered(**settings):
+    [offer] = register_grammar_backends()
+    made = offer.create(Context(LlguidanceSettings(**settings), {}, {}))
+    made.attach(lambda: VOCABULARY)
+    return made
+
+
+def test_the_settings_come_to_the_backend():
+    matcher = offered(compact_json=True).matcher(Grammar("json_object"))
+    matcher.accept(len(WORDS) + ord("{"))
+    assert len(WORDS) + ord("\n") not in allowed(matcher)
+    names = [f"a{number}" for number in range(300)]
+    schema = {"type": "object", "properties": {name: {"type": "boolean"} for name in names}, "required": names}
+    large = Grammar("json_schema", json.dumps(schema))
+    offered().matcher(large)
+    with pytest.raises(RequestError, match="cannot be used: grammar size .* too big .limit for this grammar: 1000"):
+        offered(max_grammar_size=1000).matcher(large)
 
 
 def test_parts_with_free_text_between_them():

@@ -7,6 +7,7 @@ import pytest
 from core.compose import compose
 from core.compose.probe import DeviceProbe, Gpu
 from core.errors import UserError
+from graph_cuda.plugin import GraphSettings, sizes_of
 
 GIB = 1 << 30
 PROBE = DeviceProbe("a CPU", 8, ("avx2",), 64 * GIB, 60 * GIB, (Gpu("a card", 9.0, 80 * GIB, 79 * GIB),)).to_json()
@@ -180,3 +181,13 @@ def test_what_graphs_take_is_estimated_by_their_sizes():
     full = plan_of(*model, "--graph-cuda-scope", "full").facts["memory.graph_bytes"]
     assert full > plan_of(*model).facts["memory.graph_bytes"] + 2 * 24 * (4 << 20) - 1
     assert "memory.graph_bytes" not in plan_of("--model", "random:ernie-4.5-0.3b").facts
+
+
+def test_the_sizes_that_are_recorded_where_none_are_given():
+    def recorded(*argv):
+        plan = plan_of("--use-cudagraph", "--max-num-seqs", "20", *argv)
+        section = GraphSettings.model_validate(plan.sections["graph_cuda"])
+        return tuple(shape.sequences for shape in sizes_of(section, plan.settings).shapes)
+
+    assert recorded() == (1, 2, 3, 4, 5, 6, 7, 8, 16, 20)
+    assert recorded("--graph-cuda-default-sizes", "fastdeploy") == (1, 2, 4, 8, 16, 20)

@@ -5,8 +5,9 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from core.offers import Context
 from spec_ngram.ngram import FIRST_PAUSE, NgramProposer, continuation
-from spec_ngram.plugin import NgramSettings, sizes
+from spec_ngram.plugin import NgramSettings, register_draft_proposers, sizes
 
 
 def text(words):
@@ -73,6 +74,14 @@ def test_a_request_that_is_hard_to_guess_is_left_alone_and_tried_again():
     assert drafted[:first_try] == list(range(first_try))
     assert drafted[first_try] == first_try + FIRST_PAUSE
     assert drafted[2 * first_try] == 2 * first_try + FIRST_PAUSE + 2 * FIRST_PAUSE
+
+
+def test_the_settings_come_to_the_proposer():
+    [offer] = register_draft_proposers()
+    patient, strict = (offer.create(Context(NgramSettings(max_rows=3, min_acceptance=least), {}, {})) for least in (0.0, 0.9))
+    assert (patient.most_rows, patient.most) == (3, 8)
+    assert lengths(patient, accepted=1, rounds=3) == [8, 2, 2]
+    assert lengths(strict, accepted=1, rounds=3) == [8, 0, 0]
 
 
 def test_guessing_takes_microseconds():
