@@ -292,6 +292,21 @@ def _override(override: str) -> str:
         ) from error
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError.of(
+        f"the chat template in {path.name} cannot be read: {why}",
+        str(path),
+        "fetch the checkpoint's file again, or give a template with --chat-template FILE",
+    )
+
+
 def _own(folder: ModelFolder) -> tuple[dict[str, str], str] | None:
     """The checkpoint's templates by name, and the file they come from."""
     if folder.path is None:
@@ -300,15 +315,18 @@ def _own(folder: ModelFolder) -> tuple[dict[str, str], str] | None:
         own = folder.path / "chat_template.jinja"
         if own.is_file():
             more = {path.stem: path for path in sorted((folder.path / "additional_chat_templates").glob("*.jinja"))}
-            return {name: path.read_text(encoding="utf-8") for name, path in {"default": own, **more}.items()}, str(own)
+            return {name: _text(path) for name, path in {"default": own, **more}.items()}, str(own)
         for name in ("tokenizer_config.json", "chat_template.json"):
             stated = read_json(folder.path / name).get("chat_template")
             if isinstance(stated, list):
-                stated = {each["name"]: each["template"] for each in stated}
+                stated = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)} or stated
             if isinstance(stated, str):
                 stated = {"default": stated}
-            if stated:
-                return stated, str(folder.path / name)
+            if not stated:
+                continue
+            if not isinstance(stated, dict) or not all(isinstance(each, str) for each in (*stated, *stated.values())):
+                raise _unreadable(folder.path / name, "chat_template is neither a text nor a list of named ones")
+            return stated, str(folder.path / name)
     if (path := gguf_file(folder)) is not None and (source := GgufFile(path).metadata.get("tokenizer.chat_template")):
         return {"default": source}, str(path)
     return None

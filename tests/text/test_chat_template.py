@@ -102,6 +102,21 @@ def test_an_override_that_is_neither_is_refused(folder):
     )
 
 
+@pytest.mark.parametrize("stated", [["text"], [{"name": "default"}], {"default": 1}, 7])
+def test_a_template_that_is_none_is_refused(folder, stated):
+    with pytest.raises(UserError) as refused:
+        load_chat_template(folder(tokenizer_config__json={"chat_template": stated}), None, Named())
+    assert refused.value.problems[0].what == (
+        "the chat template in tokenizer_config.json cannot be read: chat_template is neither a text nor a list of named ones"
+    )
+
+
+def test_a_template_of_other_bytes_is_refused(folder):
+    with pytest.raises(UserError) as refused:
+        load_chat_template(folder(chat_template__jinja=b"\xff"), None, Named())
+    assert refused.value.problems[0].what.startswith("the chat template in chat_template.jinja cannot be read: 'utf-8' codec")
+
+
 def test_a_template_that_does_not_parse_is_refused(folder):
     with pytest.raises(UserError) as refused:
         load_chat_template(folder(), "{% if %}\n", Named())
