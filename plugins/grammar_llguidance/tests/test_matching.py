@@ -42,7 +42,7 @@ def test_the_settings_come_to_the_backend():
     schema = {"type": "object", "properties": {name: {"type": "boolean"} for name in names}, "required": names}
     large = Grammar("json_schema", json.dumps(schema))
     offered().matcher(large)
-    with pytest.raises(RequestError, match="cannot be used: grammar size .* too big .limit for this grammar: 1000"):
+    with pytest.raises(RequestError, match=r"cannot be used: grammar size .* too big .limit for this grammar: 1000"):
         offered(max_grammar_size=1000).matcher(large)
 
 

@@ -1,4 +1,4 @@
-"""How fast samplers are beside each other: ``python -m sampler_rejection.bench``."""
+"""How fast samplers are beside each other: ``python plugins/sampler_rejection/tests/speed.py``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def seconds(tested: Sampler, logits: torch.Tensor, limits: Mapping[str, Any], re
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sampler_rejection.bench", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plugin", default="sampler_rejection", help="whose sampler is measured")
     parser.add_argument("--against", default="sampler_standard", help="whose sampler it is compared with")
     parser.add_argument("--vocab", type=int, default=103_424)
