@@ -20,6 +20,7 @@ from core.text.chat_template import JinjaChatTemplate
 
 SEEDS = 2**64
 ONE_TOKEN = SamplingParams(max_tokens=1)
+INFOS_AT_ONCE = 64  # tokens put into words before others have their turn: with alternatives, some milliseconds
 MAX_TEMPLATE = 100_000  # characters of a request's own chat template
 
 
@@ -107,7 +108,9 @@ class TextService(Service):
         scored = await self._engine.score(prompt_token_ids, most)
         offset = len(self.tokenizer.token_text(prompt_token_ids[0]))
         infos = []
-        for token, logprobs in zip(prompt_token_ids[1:], scored, strict=True):
+        for number, (token, logprobs) in enumerate(zip(prompt_token_ids[1:], scored, strict=True)):
+            if number % INFOS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             infos.append(token_info(self.tokenizer, token, logprobs, offset))
             offset += len(infos[-1].text)
         return infos
