@@ -39,7 +39,7 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
     """
     began = time.monotonic()
     show_log(plan)
-    from core.compose.build import create_front_end, fetched, frameworks, page_folder
+    from core.compose.build import ahead, create_front_end, fetched, page_folder
     from core.compose.composer import PlanComposer
     from core.engine.client import EngineClient
     from core.plugin_manager import PluginManager
@@ -48,7 +48,7 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
         client = None
         manager = PluginManager.load_only(plan.plugins)
         if interpreter is not None:
-            interpreter.expect(frameworks(plan, manager))
+            interpreter.expect(ahead(plan, manager))
         try:
             front_end = create_front_end(plan, manager)  # first: a port in use is told before anything is fetched or loaded
             ending.callback(front_end.close)

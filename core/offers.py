@@ -226,6 +226,8 @@ class PageOffer(Offer):
 @dataclass(frozen=True, kw_only=True)
 class ComputeBackendOffer(Offer):
     """``framework``: "torch", "paddle". ``requires``: modules it imports; a missing one is told before anything is launched.
+    ``ahead``: those of its own modules that ``create`` imports and that take long, since they import the framework: the
+    engine's process does so while the front end's still gets ready.
 
     ``splits``: whether its backends can ``join`` others, each with a part of the model's weights.
     ``dtypes``: the number formats it computes in, the best first, by kind of device ("cpu", "cuda"); all of them where it has
@@ -237,6 +239,7 @@ class ComputeBackendOffer(Offer):
     create: Callable[[Context], ComputeBackend]
     framework: str
     requires: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
     splits: bool = False
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exchanges: bool = False

@@ -40,10 +40,10 @@ def fetched(plan: Plan) -> Plan:
     return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
 
 
-def frameworks(plan: Plan, manager: PluginManager | None = None) -> tuple[str, ...]:
-    """Modules that the plan's compute backend imports, which take a process longer than anything else before the weights."""
-    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "compute_backend").offer
-    modules: tuple[str, ...] = offer.requires
+def ahead(plan: Plan, manager: PluginManager) -> tuple[str, ...]:
+    """Modules that the engine's process may import before it is told its plan: they take longest of all before the weights."""
+    offer: Any = _offered(plan, manager, "compute_backend").offer
+    modules: tuple[str, ...] = offer.ahead
     return modules
 
 

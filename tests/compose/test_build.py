@@ -1,14 +1,17 @@
 """From a plan to live objects, with the real plugins and a model small enough to build in a second."""
 
+import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from core.compose import compose
-from core.compose.build import build_engine, checkpoint_formats, count_pages, create_front_end
+from core.compose.build import ahead, build_engine, checkpoint_formats, count_pages, create_front_end
 from core.errors import UserError
 from core.interfaces.frontend import FrontEnd
 from core.interfaces.request import Request, SamplingParams
+from core.plugin_manager import PluginManager
 from tests.compose.fakes import CPU, CUDA, GIB
 
 TINY = ["--model", "random:tiny", "--threads", "1", "--max-num-seqs", "4", "--max-model-len", "128"]
@@ -100,3 +103,9 @@ def test_on_cuda_too_little_memory_after_loading_is_said_with_what_to_lower():
         "  remedy: raise --gpu-memory-utilization\n"
         "  remedy: lower --max-model-len, --max-num-batched-tokens or --max-num-seqs"
     )
+
+
+def test_what_is_imported_ahead_is_what_the_chosen_backend_names():
+    plan = compose(TINY, env={}, probe=CPU)
+    (module,) = ahead(plan, PluginManager.load_only(plan.plugins))
+    assert vars(importlib.import_module(module))["torch"] is sys.modules["torch"]

@@ -126,6 +126,7 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         summary="PyTorch on a CPU or a CUDA device",
         framework="torch",
         requires=("torch",),
+        ahead=("core.compute.torch_backend.kernels",),
         create=create,
         splits=True,
         settings=TorchSettings,
