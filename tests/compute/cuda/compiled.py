@@ -5,10 +5,11 @@ import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from core.compute.torch_backend.triton import attention, few_rows, gate, norm, packed, rope, static, step
+from core.compute.torch_backend.triton import attention, few_rows, gate, likeliest, norm, packed, rope, static, step
 from core.compute.torch_backend.triton.eight import block_tile, by_block
 from core.compute.torch_backend.triton.tiling import tiling
 from quant_wint4.tile import group_tile
+from quant_wint8.tile import tile as row_tile
 
 SHAPE = {"SCALE": 0.1, "PAGE": 16, "KV_HEADS": 2, "GROUP": 8, "DIM": 128, "WIDE": 128}
 ROPE = {"Q_WIDTH": 2048, "KV_WIDTH": 256, "DIM": 128, "ADJACENT": True}
@@ -29,6 +30,20 @@ def projections(tokens, format="16", tile=packed.plain_tile, group=0, rounding=N
 KERNELS = [
     (attention._decode, SHAPE | {"ROWS": 16, "FEWEST": 64, "KEYS": 64, "TOGETHER": 4, "OVERLAP": True}, {"num_warps": 8}),
     (attention._prompt, SHAPE | {"HEADS": 8, "QUERIES": 16, "KEYS": 64}, {"num_warps": 8}),
+    (
+        likeliest._likeliest,
+        {
+            "logits": "*fp32",
+            "found": "*i64",
+            "tokens": "*i64",
+            "VOCAB": 9000,
+            "WIDTH": 4096,
+            "PARTS": 3,
+            "BLOCK": 4,
+            "OVERLAP": True,
+        },
+        {},
+    ),
     (rope._rotate_and_write, ROPE | {"PAIRS": 2048}, {}),
     (gate._gated, {"WIDTH": 3072, "COLUMNS": 1024}, {}),
     (norm._normed, {"EPS": 1e-5, "WIDTH": 1024, "COLUMNS": 1024}, {}),
@@ -38,13 +53,14 @@ KERNELS = [
     *projections(1),
     *projections(16),
     *list(projections(1, "4", group_tile, 128))[:2],
+    *list(projections(1, "8", row_tile))[:1],
     list(projections(1, "fp8", block_tile, 128, by_block))[2],
     (packed._unpack, {"IN": 1024, "OUTPUTS": 16, "COLUMNS": 256, "TILE": group_tile, "GROUP": 128}, {}),
 ]
-CODES = {group_tile: "*u8", block_tile: "*fp8e4nv"}
+CODES = {group_tile: "*u8", row_tile: "*i8", block_tile: "*fp8e4nv"}
 FLOATS = {"turns": "*fp32", "mixed_parts": "*fp32", "score_parts": "*fp32"}
 VALUES = ("q", "keys", "values", "out", "heads", "hidden", "more", "second", "norm", "x", "residual", "both")
-NUMBERS = ("pages", "tokens", "count", "outputs", "length", *static.SIZES)
+NUMBERS = ("pages", "stride", "tokens", "count", "outputs", "length", *static.SIZES)
 
 
 def kind(name, codes):

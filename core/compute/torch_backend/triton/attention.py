@@ -9,6 +9,7 @@ divided among ``splits`` programs; whichever ends last puts their results togeth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -17,13 +18,12 @@ from torch import Tensor
 
 from core.compute.torch_backend.triton.arithmetic import await_kernel_before, bound, let_kernel_behind_start, multiply
 from core.compute.torch_backend.triton.step import Step
+from core.compute.torch_backend.triton.tiling import Division, division
 from core.interfaces.model import DecoderSpec
 
 ROWS = 16  # the fewest of a tensor core's tile
 TILE_ROWS = {2: 128, 4: 32}  # of a block of queries, the heads of a kv head included, by the bytes of a value
-FEW = 32  # sequences: of more, one after the other is read without waiting
 MOST_SPLITS = 64
-KEYS = 64  # at a time
 ARRIVALS = 1 << 16  # counters: a sequence's kv head takes one
 
 
@@ -47,9 +47,17 @@ def splits_of(pairs: int, longest: int, shortest: int, programs: int) -> int:
 
 
 class Attention:
-    def __init__(self, device: torch.device, programs: int, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        programs: int,
+        overlap: bool = False,
+        divided: Callable[[int], Division] = division,
+    ) -> None:
+        """``programs``: about as many fill the device. ``divided``: how, by the number of sequences that decode."""
         self._programs = programs
         self._overlap = overlap
+        self._divided = divided
         self._arrivals = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)  # zero again after each launch
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec) -> Tensor:
@@ -63,13 +71,13 @@ class Attention:
 
     def _decodes(self, q: Tensor, keys: Tensor, values: Tensor, step: Step, spec: DecoderSpec, out: Tensor) -> None:
         sequences, page = step.layout.decodes, keys.shape[1]
-        few = sequences <= FEW
-        shortest = KEYS if few else 2 * KEYS
-        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, shortest, self._programs)
-        overlap = self._overlap and few and not step.layout.prompts
+        how = self._divided(sequences)
+        group = spec.num_heads // spec.num_kv_heads
+        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, how.shortest, self._programs)
+        overlap = self._overlap and how.overlap and not step.layout.prompts
         mixed, scores = out, out
         if splits > 1:
-            shape = (sequences, spec.num_kv_heads, splits, spec.num_heads // spec.num_kv_heads)
+            shape = (sequences, spec.num_kv_heads, splits, group)
             mixed = torch.empty((*shape, spec.head_dim), dtype=torch.float32, device=q.device)
             scores = torch.empty((*shape, 2), dtype=torch.float32, device=q.device)
         _decode[(sequences, spec.num_kv_heads, splits)](
@@ -85,13 +93,13 @@ class Attention:
             step.layout.pages,
             SCALE=_scale(spec),
             **_constants(spec, page),
-            ROWS=max(ROWS, rows_of(spec.num_heads // spec.num_kv_heads)),
-            FEWEST=shortest,
-            KEYS=KEYS,
+            ROWS=max(ROWS, rows_of(group)),
+            FEWEST=how.shortest,
+            KEYS=how.keys,
             TOGETHER=4,
             OVERLAP=overlap,
-            num_warps=8 if few else 4,
-            num_stages=2,
+            num_warps=how.warps,
+            num_stages=how.stages,
             launch_pdl=overlap,
         )
 
@@ -112,9 +120,9 @@ class Attention:
             **_constants(spec, keys.shape[1]),
             HEADS=heads,
             QUERIES=queries_in_tile(spec, q.dtype),
-            KEYS=64 if narrow else 32,
-            num_warps=8 if narrow else 4,
-            num_stages=2,
+            KEYS=32,
+            num_warps=4,
+            num_stages=3 if narrow else 2,
         )
 
 

@@ -18,6 +18,7 @@ from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
 from core.compute.torch_backend.triton.eight import block_tile, by_block
 from core.compute.torch_backend.triton.gate import gated
+from core.compute.torch_backend.triton.likeliest import Likeliest
 from core.compute.torch_backend.triton.norm import normed
 from core.compute.torch_backend.triton.packed import Reading, TiledLinear, plain_tile, readable
 from core.compute.torch_backend.triton.rope import rotate_and_write
@@ -60,6 +61,7 @@ class TritonBackend(TorchBackend):
         super().__init__(device, dtype, threads)
         self._target = RowMajor(self._target.device, self._target.dtype)
         self._attention = Attention(self._target.device, 2 * self._processors(), overlap)
+        self._likeliest = Likeliest(self._target.device, overlap)
         self._overlap = overlap
 
     def _processors(self) -> int:
@@ -117,6 +119,9 @@ class TritonBackend(TorchBackend):
             return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
         own = few_rows.logits(hidden, step.logit_rows, norm.weight, norm.eps, few[0], step.num_logits, few[1])
         return self.gathered(own)
+
+    def argmax(self, array: Tensor) -> Tensor:
+        return self._likeliest(array) if self._likeliest.takes(array) else super().argmax(array)
 
     def _tiles(self, linear: Linear, tokens: int) -> tuple[Reading, Tiling] | None:
         """How to read the weight and to divide it, where there are kernels for this linear and so few tokens."""

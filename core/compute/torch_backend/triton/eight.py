@@ -11,6 +11,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from core.compute.torch_backend import fp8
+from core.compute.torch_backend.triton.arithmetic import INTERPRETED
 
 BLOCK = tl.constexpr(fp8.BLOCK)
 SHARE = tl.constexpr(1 / fp8.LARGEST)
@@ -46,6 +47,19 @@ def by_block(x):
 @triton.jit
 def nearest(x):
     """The nearest number of e4m3, the even one of two, of numbers up to 448."""
+    if not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            """{ .reg .b16 codes, low, high; .reg .b32 both;
+            cvt.rn.satfinite.e4m3x2.f32 codes, $3, $2;
+            cvt.rn.f16x2.e4m3x2 both, codes;
+            mov.b32 {low, high}, both;
+            cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }""",
+            "=r,=r,r,r",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
     exponent = tl.maximum((x.to(tl.int32, bitcast=True) >> 23) & 255, 121)  # smaller ones share the steps of 2**-6
     magic = (((exponent + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)  # its last bit is worth a step
     return (x + magic) - magic

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.triton import rope
-from core.compute.torch_backend.triton.arithmetic import let_kernel_behind_start
+from core.compute.torch_backend.triton.arithmetic import await_kernel_before, let_kernel_behind_start
 from core.compute.torch_backend.triton.packed import Reading
 from core.compute.torch_backend.triton.products import (
+    ahead,
     await_sealed,
     fetched,
     scales,
@@ -94,10 +95,13 @@ def _qkv(hidden, norm, weight, more, q, keys, values, turns, positions, slots, t
     first = first_of(pair, DIM, ADJACENT)
     second = second_of(pair, DIM, ADJACENT)
     if DOT:
+        tiles, norms = ahead(norm, weight, more, first, 2 * PAIRS, IN, COLUMNS, True, PARTS, TILE, GROUP)
+        more_tiles, _ = ahead(norm, weight, more, second, 2 * PAIRS, IN, COLUMNS, False, PARTS, TILE, GROUP)
+        await_kernel_before(OVERLAP)
         token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         a, b = tiled_pairs(
-            hidden, token, token < tokens, norm, weight, more, first, second, 2 * PAIRS,
-            EPS, IN, ROWS, OUTPUTS, COLUMNS, PARTS, OVERLAP, TILE, GROUP, ROUND,
+            hidden, token, token < tokens, norm, norms, weight, more, first, second, 2 * PAIRS, tiles, more_tiles,
+            EPS, IN, ROWS, OUTPUTS, COLUMNS, PARTS, TILE, GROUP, ROUND,
         )  # fmt: skip
         store_rotated(
             a, b, token, token < tokens, pair, q, keys, values, turns, positions, slots, Q_WIDTH, KV_WIDTH, DIM, ADJACENT
@@ -129,16 +133,19 @@ def _qkv(hidden, norm, weight, more, q, keys, values, turns, positions, slots, t
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gate_up(hidden, norm, weight, more, out, tokens, EPS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
-             ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, PARTS: tl.constexpr,
-             OVERLAP: tl.constexpr, TILE: tl.constexpr,
+             ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr,
+             PARTS: tl.constexpr, OVERLAP: tl.constexpr, TILE: tl.constexpr,
              GROUP: tl.constexpr, ROUND: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     let_kernel_behind_start(OVERLAP)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     if DOT:
+        gates, norms = ahead(norm, weight, more, output, OUT, IN, COLUMNS, True, PARTS, TILE, GROUP)
+        ups, _ = ahead(norm, weight, more, output + OUT, 2 * OUT, IN, COLUMNS, False, PARTS, TILE, GROUP)
+        await_kernel_before(OVERLAP)
         token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         gate, up = tiled_pairs(
-            hidden, token, token < tokens, norm, weight, more, output, output + OUT, 2 * OUT,
-            EPS, IN, ROWS, OUTPUTS, COLUMNS, PARTS, OVERLAP, TILE, GROUP, ROUND,
+            hidden, token, token < tokens, norm, norms, weight, more, output, output + OUT, 2 * OUT, gates, ups,
+            EPS, IN, ROWS, OUTPUTS, COLUMNS, PARTS, TILE, GROUP, ROUND,
         )  # fmt: skip
         mask = (token < tokens)[:, None] & (output < OUT)[None, :]
         tl.store(out + token[:, None] * OUT + output[None, :], gate / (1.0 + tl.exp(-gate)) * up, mask=mask)
@@ -165,16 +172,18 @@ def _gate_up(hidden, norm, weight, more, out, tokens, EPS: tl.constexpr, IN: tl.
 
 @triton.jit(do_not_specialize=["tokens"])
 def _linear_add(x, weight, more, residual, tokens, IN: tl.constexpr, OUT: tl.constexpr,
-                ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr, PARTS: tl.constexpr,
-                OVERLAP: tl.constexpr, TILE: tl.constexpr,
+                ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr,
+                PARTS: tl.constexpr, OVERLAP: tl.constexpr, TILE: tl.constexpr,
                 GROUP: tl.constexpr, ROUND: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     let_kernel_behind_start(OVERLAP)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     if DOT:
+        tiles, _ = ahead(x, weight, more, output, OUT, IN, COLUMNS, False, PARTS, TILE, GROUP)
+        await_kernel_before(OVERLAP)
         token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         is_token = token < tokens
         total = tiled(
-            x, token, is_token, x, weight, more, output, OUT, 0.0, IN, False, ROWS, OUTPUTS, COLUMNS, PARTS, OVERLAP,
+            x, token, is_token, x, (), weight, more, output, OUT, tiles, 0.0, IN, False, ROWS, OUTPUTS, COLUMNS, PARTS,
             TILE, GROUP, ROUND,
         )  # fmt: skip
         place = residual + token[:, None] * OUT + output[None, :]
@@ -201,19 +210,21 @@ def _linear_add(x, weight, more, residual, tokens, IN: tl.constexpr, OUT: tl.con
 @triton.jit(do_not_specialize=["count"])
 def _logits(hidden, rows, norm, weight, more, out, count, EPS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
             CHOSEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr,
-            PARTS: tl.constexpr, OVERLAP: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, ROUND: tl.constexpr,
-            EARLY: tl.constexpr):  # fmt: skip
+            PARTS: tl.constexpr, OVERLAP: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
+            ROUND: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     let_kernel_behind_start(OVERLAP)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     if DOT:
+        tiles, norms = ahead(norm, weight, more, output, OUT, IN, COLUMNS, True, PARTS, TILE, GROUP)
+        await_kernel_before(OVERLAP)
         chosen = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         is_row = chosen < count
         row = chosen
         if CHOSEN:
             row = tl.load(rows + chosen, mask=is_row, other=0)
         total = tiled(
-            hidden, row, is_row, norm, weight, more, output, OUT, EPS, IN, True, ROWS, OUTPUTS, COLUMNS, PARTS, OVERLAP,
-            TILE, GROUP, ROUND,
+            hidden, row, is_row, norm, norms, weight, more, output, OUT, tiles, EPS, IN, True, ROWS, OUTPUTS, COLUMNS,
+            PARTS, TILE, GROUP, ROUND,
         )  # fmt: skip
         place = out + chosen.to(tl.int64)[:, None] * OUT + output[None, :]
         tl.store(place, total, mask=is_row[:, None] & (output < OUT)[None, :])

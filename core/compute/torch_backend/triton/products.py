@@ -185,19 +185,25 @@ def inputs(x, row, is_row, column, norm, inverse, IN: tl.constexpr, NORMED: tl.c
 
 
 @triton.jit
-def tiled(x, row, is_row, norm, weight, more, output, outputs, EPS: tl.constexpr, IN: tl.constexpr, NORMED: tl.constexpr,
-          ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
+def ahead(norm, weight, more, output, outputs, IN: tl.constexpr, COLUMNS: tl.constexpr, NORMED: tl.constexpr,
+          PARTS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """What tensor cores need that no kernel of a step writes: these rows of the weight and the norm, if they are to be held."""
+    tiles, norms = (), ()
+    if PARTS:
+        tiles = fetched(weight, more, output, outputs, IN, COLUMNS, TILE, GROUP)
+        if NORMED:
+            norms = scales(norm, IN, COLUMNS)
+    return tiles, norms
+
+
+@triton.jit
+def tiled(x, row, is_row, norm, norms, weight, more, output, outputs, tiles, EPS: tl.constexpr, IN: tl.constexpr,
+          NORMED: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
           TILE: tl.constexpr, GROUP: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
     """float32 [rows, outputs], by tensor cores"""
     if PARTS:
-        tiles = fetched(weight, more, output, outputs, IN, COLUMNS, TILE, GROUP)
-        norms = ()
-        if NORMED:
-            norms = scales(norm, IN, COLUMNS)
-        await_kernel_before(OVERLAP)
         total, _ = held(x, row, is_row, norms, tiles, (), EPS, IN, NORMED, ROWS, OUTPUTS, COLUMNS, False, PARTS)
     else:
-        await_kernel_before(OVERLAP)
         total = tl.zeros([ROWS, OUTPUTS], tl.float32)
         inverse = tl.zeros([ROWS], tl.float32)
         if NORMED:
@@ -211,18 +217,13 @@ def tiled(x, row, is_row, norm, weight, more, output, outputs, EPS: tl.constexpr
 
 
 @triton.jit
-def tiled_pairs(x, row, is_row, norm, weight, more, first, second, outputs, EPS: tl.constexpr, IN: tl.constexpr,
-                ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
-                OVERLAP: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
+def tiled_pairs(x, row, is_row, norm, norms, weight, more, first, second, outputs, tiles, more_tiles, EPS: tl.constexpr,
+                IN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+                TILE: tl.constexpr, GROUP: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
     """Two of float32 [rows, outputs], of normed rows."""
     if PARTS:
-        tiles = fetched(weight, more, first, outputs, IN, COLUMNS, TILE, GROUP)
-        more_tiles = fetched(weight, more, second, outputs, IN, COLUMNS, TILE, GROUP)
-        norms = scales(norm, IN, COLUMNS)
-        await_kernel_before(OVERLAP)
         a, b = held(x, row, is_row, norms, tiles, more_tiles, EPS, IN, True, ROWS, OUTPUTS, COLUMNS, True, PARTS)
     else:
-        await_kernel_before(OVERLAP)
         a = tl.zeros([ROWS, OUTPUTS], tl.float32)
         b = tl.zeros([ROWS, OUTPUTS], tl.float32)
         inverse = inverse_rms(x, row, is_row, EPS, IN, ROWS, COLUMNS)

@@ -44,6 +44,23 @@ class Tiling:
         return {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": self.overlap}
 
 
+@dataclass(frozen=True)
+class Division:
+    """How the attention of sequences that decode is divided among programs."""
+
+    keys: int  # at a time
+    warps: int
+    shortest: int  # keys that are worth a program of their own
+    stages: int = 2
+    overlap: bool = False
+
+
+def division(sequences: int) -> Division:
+    table = attention()
+    most = min((int(key) for key in table if int(key) >= sequences), default=max(map(int, table)))
+    return Division(**table[str(most)])
+
+
 def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int = 2) -> Tiling | None:
     """None: too many tokens. ``format``: the bits of a weight as a number, or "fp8"; ``columns``: of the weight.
 
@@ -56,7 +73,8 @@ def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int 
     row = table[str(most)]
     if row["way"] == "read":
         take = min(2 * row["take"] // value_bytes, max(LANES, power_of_two(columns)))
-        return Tiling(TILE, row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"])
+        rows, overlap = row.get("rows", TILE), row.get("overlap", False)
+        return Tiling(rows, row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"], overlap=overlap)
     held, outputs, warps = row["way"] == "held", row["outputs"], row["warps"]
     pairs = 2 if role in ("qkv", "gate_up") else 1
     while outputs * columns > row["outputs"] * table["columns"] and outputs > (8 if held else 1):
@@ -72,8 +90,17 @@ def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int 
     return Tiling(power_of_two(tokens), outputs, max(LANES, take), dot=False, warps=warps, overlap=True, early=early)
 
 
-@cache
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
+    return {name: table for name, table in _shipped().items() if name != "attention"}
+
+
+def attention() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = _shipped()["attention"]
+    return table
+
+
+@cache
+def _shipped() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("sm_90.toml").read_text())
 
 

@@ -7,6 +7,7 @@ import torch
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile, splits_of
 from core.compute.torch_backend.triton.step import upload
+from core.compute.torch_backend.triton.tiling import Division
 from core.testing import reference
 from core.testing.inputs import PagedSequences, tiny_spec
 
@@ -22,7 +23,7 @@ class Sequences:
         self.kv = PagedKV(spec, 800 // page_size, page_size, dtype, CPU)
         self.kv.keys[0].fill_(torch.nan)
         self.kv.values[0].fill_(torch.nan)
-        self.attention = Attention(CPU, programs=24)
+        self.attention = Attention(CPU, 24, divided=lambda _: Division(64, 4, 64))
         self.paged = PagedSequences(self.kv.num_pages, page_size, seed=page_size)
         self.random = torch.Generator().manual_seed(page_size)
         self.keys, self.values = {}, {}
