@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -147,9 +147,9 @@ def test_matching_costs_less_than_100_microseconds_per_thousand_tokens():
     policy.leave(pages)
     best = np.inf
     for _ in range(20):
-        began = perf_counter()
+        began = process_time()
         hit = policy.lookup(prompt, "")
-        best = min(best, perf_counter() - began)
+        best = min(best, process_time() - began)
         assert hit.num_tokens == 32_000
         policy.leave(hit.pages)
     assert best / 32 < 100e-6, f"{best / 32 * 1e6:.0f} us per thousand tokens"

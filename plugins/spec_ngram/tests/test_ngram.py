@@ -1,6 +1,6 @@
 """What is found again, how far it is followed, and when a request is left alone."""
 
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -89,9 +89,9 @@ def test_guessing_takes_microseconds():
     said[-4:] = said[100:104]
     best = 1.0
     for _ in range(200):
-        began = perf_counter()
+        began = process_time()
         continuation(said[-16_384:], 4, 2, 8)
-        best = min(best, perf_counter() - began)
+        best = min(best, process_time() - began)
     assert best < 200e-6
 
 
