@@ -54,10 +54,7 @@ RULES = (
 
 
 def create(context: Context) -> ComputeBackend:
-    from core.compute.paddle_backend.framework import imported_quietly
-
-    with imported_quietly():
-        from core.compute.paddle_backend.backend import PaddleBackend
+    from core.compute.paddle_backend.ahead import PaddleBackend
 
     device = "cpu" if context.facts["device.kind"] == "cpu" else "cuda:0"
     return PaddleBackend(device, context.facts["compute.dtype"], context.settings["threads"])
@@ -70,6 +67,7 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         summary="PaddlePaddle on a CUDA device, or in float32 on a CPU",
         framework="paddle",
         requires=("paddle",),
+        ahead=("core.compute.paddle_backend.ahead",),
         create=create,
         dtypes={"cpu": ("float32",), "cuda": ("bfloat16", "float32")},
         exchanges=True,
