@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.compose.plan import Plan, by_origin
 from core.errors import EngineDeadError, ExitCode, UserError, forbidden
-from core.interfaces.frontend import ChatTemplate, ModelCard, Tokenizer
+from core.interfaces.frontend import ChatTemplate, FrontEnd, ModelCard, Tokenizer
 from core.json_log import JsonLines
 from core.text.local import Continuation, LocalService, of_prompt
 
 if TYPE_CHECKING:
-    from core.engine.client import EngineClient
+    from core.engine.calls import EngineCalls
     from core.engine.engine import Engine
     from core.engine.interpreter import Interpreter
+    from core.engine.sharing import Place
     from core.plugin_manager import PluginManager
     from core.text.service import TextService
 
 __all__ = ["Continuation", "LocalService", "of_prompt", "open_local", "open_service", "serve"]
 
 log = logging.getLogger("dovetail")
+
+OTHERS_END = 5.0  # seconds that the other processes at a door may take behind their calls
 
 
 def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
@@ -39,13 +42,13 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
     """
     began = time.monotonic()
     show_log(plan)
-    from core.compose.build import ahead, create_front_end, fetched, page_folder
-    from core.compose.composer import PlanComposer
+    from core.compose.build import ahead, create_front_end, fetched
     from core.engine.client import EngineClient
+    from core.engine.sharing import Sharing
     from core.plugin_manager import PluginManager
 
     with _sigterm_ends(), _telling_origins(plan), contextlib.ExitStack() as ending:
-        client = None
+        client = sharing = None
         manager = PluginManager.load_only(plan.plugins)
         if interpreter is not None:
             interpreter.expect(ahead(plan, manager))
@@ -53,10 +56,15 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
             front_end = create_front_end(plan, manager)  # first: a port in use is told before anything is fetched or loaded
             ending.callback(front_end.close)
             plan = fetched(plan)  # here once, where Ctrl-C is heard, instead of by two processes at the same time
-            client = EngineClient(build_here, plan, interpreter=interpreter, **_watching(plan))
+            askers = front_end.processes
+            client = EngineClient(build_here, plan, interpreter=interpreter, askers=askers, **_watching(plan))
+            sharing = Sharing(client, askers) if askers > 1 else None
             client.start()
-            service = _text_service(client, plan, manager)
-            service.page, service.composer = page_folder(plan, manager), PlanComposer(plan)
+            if sharing is not None:
+                for number in range(1, askers):
+                    with front_end.beside(number) as (other, descriptors):
+                        sharing.start(number, serve_beside, (plan, other), descriptors)
+            service = _serving(_text_service(client, plan, manager), plan, manager)
             log.info("ready in %.1f s: %s on %s", time.monotonic() - began, service.card.name, plan.facts["device.kind"])
             code = front_end.run(service)
             return ExitCode.ENGINE_DIED if client.dead and code is ExitCode.OK else code
@@ -66,8 +74,38 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
         except (KeyboardInterrupt, _Terminated):
             return ExitCode.OK
         finally:
+            if sharing is not None:
+                sharing.end_others(plan.settings["drain_timeout"] + OTHERS_END)
             if client is not None:
                 client.close()
+            if sharing is not None:
+                sharing.close()
+
+
+def serve_beside(place: Place, what: tuple[Plan, FrontEnd]) -> ExitCode:
+    """What each other process does that answers at the same door."""
+    plan, front_end = what
+    show_log(plan)
+    from core.engine.sharing import SharedEngine
+    from core.plugin_manager import PluginManager
+
+    manager = PluginManager.load_only(plan.plugins)
+    engine = SharedEngine(place)
+    engine.start()
+    try:
+        return front_end.run(_serving(_text_service(engine, plan, manager), plan, manager))
+    except EngineDeadError:  # the first process tells of it
+        return ExitCode.ENGINE_DIED
+    finally:
+        engine.close()
+
+
+def _serving(service: TextService, plan: Plan, manager: PluginManager) -> TextService:
+    from core.compose.build import page_folder
+    from core.compose.composer import PlanComposer
+
+    service.page, service.composer = page_folder(plan, manager), PlanComposer(plan)
+    return service
 
 
 def build_here(plan: Plan) -> Engine:
@@ -154,7 +192,7 @@ def _telling_origins(plan: Plan) -> Iterator[None]:
         raise UserError(*located, exit_code=error.exit_code) from error
 
 
-def _text_service(client: EngineClient, plan: Plan, manager: PluginManager) -> TextService:
+def _text_service(client: EngineCalls, plan: Plan, manager: PluginManager) -> TextService:
     """The text side is prepared while the engine loads."""
     from core.compose.build import parsers
     from core.text.service import TextService

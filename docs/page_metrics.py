@@ -1,7 +1,8 @@
-"""``docs/operating/metrics.md``: every metric of the HTTP server, as its registry describes it."""
+"""``docs/operating/metrics.md``: every metric of the HTTP server, as it describes itself."""
 
 from __future__ import annotations
 
+from core.interfaces.request import EngineStats
 from frontends.openai_http.metrics import Metrics
 
 PAGE = """\
@@ -20,7 +21,7 @@ at each scrape. Buckets suit a model that makes a token in a millisecond or in a
 
 def page() -> str:
     rows = []
-    for family in Metrics().registry.collect():
+    for family in Metrics().families(EngineStats(), up=True):
         name = family.name + ("_total" if family.type == "counter" else "")
         rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
     return PAGE.format(rows="\n".join(rows))

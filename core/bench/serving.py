@@ -1,7 +1,8 @@
 """``python -m core.bench.serving``: what the way through HTTP costs, beside the engine alone.
 
 The same random prompts go to an engine in a process of its own, all at once, and to a server, a streaming client each. The two
-take turns. Told are tokens a second, counted by the answers' usage, and the processor time of the HTTP process for each token.
+take turns. Told are tokens a second, counted by the answers' usage, and the processor time that HTTP takes for each token, in all
+of its processes (``--api-server-count``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LISTENING = "listening on "
 
 @dataclass(frozen=True)
 class Served:
-    """One comparison for each repetition: tokens a second, alone and served; the HTTP process's seconds for a token."""
+    """One comparison for each repetition: tokens a second, alone and served; the HTTP processes' seconds for a token."""
 
     offline: tuple[float, ...]
     served: tuple[float, ...]
@@ -52,20 +53,25 @@ def measure(clients: int, input_len: int, output_len: int, repeat: int, compose:
             for repetition in range(-1, repeat):  # the first warms up
                 prompts = [[draw.randrange(10, vocab) for _ in range(input_len)] for _ in range(clients)]
                 alone = child.ask(do="generate", prompts=prompts, length=output_len)
-                before = process.cpu_times()
+                http = [process, *(child for child in process.children() if "asker" in child.cmdline()[-1])]
+                before = _processor_seconds(http)
                 began = perf_counter()
                 tokens = sum(asyncio.run(_everybody(url, prompts, output_len)))
                 seconds = perf_counter() - began
-                after = process.cpu_times()
+                after = _processor_seconds(http)
                 if tokens != clients * output_len:
                     raise UserError.of(f"{tokens} tokens came back of {clients * output_len}", "", "read what the server wrote")
                 if repetition >= 0:
                     offline.append(clients * output_len / (alone["first"] + alone["rest"]))
                     served.append(tokens / seconds)
-                    spent.append((after.user + after.system - before.user - before.system) / tokens)
+                    spent.append((after - before) / tokens)
         finally:
             child.close()
     return Served(tuple(offline), tuple(served), tuple(spent))
+
+
+def _processor_seconds(processes: Sequence[psutil.Process]) -> float:
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 @contextmanager
@@ -139,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write(f"{known.clients} clients, {known.input_len} tokens in, {known.output_len} out; medians of {known.repeat}\n")
     write(f"engine alone         {statistics.median(found.offline):.1f} tok/s\n")
     write(f"served and streamed  {statistics.median(found.served):.1f} tok/s, {found.kept:.1%} of it\n")
-    write(f"HTTP process         {statistics.median(found.seconds_per_token) * 1e6:.0f} us of processor time a token\n")
+    write(f"HTTP                 {statistics.median(found.seconds_per_token) * 1e6:.0f} us of processor time a token\n")
     return ExitCode.OK
 
 

@@ -24,7 +24,7 @@ class EngineProcess:
     """``receive`` belongs to one thread; everything else may be called from any."""
 
     def __init__(self, payload: bytes, interpreter: Interpreter | None = None) -> None:
-        self._folder = _private_folder()
+        self._folder = private_folder()
         self._context = zmq.Context()
         self._context.linger = 0
         self._to_engine = self._context.socket(zmq.PUSH)
@@ -142,7 +142,7 @@ def _end_fd(pid: int) -> int | None:
         return None
 
 
-def _private_folder() -> str:
+def private_folder() -> str:
     folder = tempfile.mkdtemp(prefix="dovetail-")  # mode 0700
     if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
         return folder

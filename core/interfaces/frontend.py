@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -214,6 +215,10 @@ class Service(ABC):
 
 
 class FrontEnd(ABC):
+    """``processes``: over how many it is spread. It runs in this one, and what ``beside`` gives in each of the others."""
+
+    processes: int = 1
+
     @abstractmethod
     def run(self, service: Service) -> ExitCode:
         """Serve until told to stop (SIGTERM, SIGINT) or until the engine is gone. Owns the process's event loop.
@@ -223,3 +228,11 @@ class FrontEnd(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Give back what ``create`` took (a port), called in every case, also when ``run`` never was."""
+
+    def beside(self, number: int) -> AbstractContextManager[tuple[FrontEnd, tuple[int, ...]]]:
+        """The same door in another process, the ``number``-th from 1 on: a front end that can be pickled and runs there, and
+        the descriptors that it needs of this one, which are closed here with the block.
+
+        When this one stops, it sees that the others do.
+        """
+        raise NotImplementedError(f"{type(self).__name__} runs in one process")

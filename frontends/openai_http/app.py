@@ -30,6 +30,7 @@ from frontends.openai_http.edge import REQUEST_ID, Edge
 from frontends.openai_http.keys import OPEN, Guard, keys_of
 from frontends.openai_http.rates import LimitRates
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.together import Together
 from frontends.openai_http.tracing import Trace
 
 if TYPE_CHECKING:
@@ -52,14 +53,19 @@ class MetricsApart:
 
 
 def create_app(
-    service: Service, section: HttpSettings | None = None, metrics_port: int | None = None, traces: TracerProvider | None = None
+    service: Service,
+    section: HttpSettings | None = None,
+    metrics_port: int | None = None,
+    traces: TracerProvider | None = None,
+    together: Together | None = None,
 ) -> FastAPI:
     """``app.state.door`` is what a server needs to stop it: ``Door.close`` and ``Door.end_calls``.
 
     :param metrics_port: the port /metrics has to itself, as bound.
     :param traces: what makes and sends them, where they are asked for.
+    :param together: with the other processes that answer at this door.
     """
-    door = Door(service, section or HttpSettings())
+    door = Door(service, section or HttpSettings(), together)
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
     app.state.door = door
     keys = keys_of(door.section)

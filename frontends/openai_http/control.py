@@ -20,6 +20,7 @@ from frontends.openai_http.deltas import while_connected
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.schema import Wire
+from frontends.openai_http.together import Answers
 
 MODES = ("abort", "wait")
 
@@ -42,7 +43,11 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def abort_requests(request: Request) -> Response:
         """What was generated so far is answered, with the finish reason "abort"."""
         body = await read_json(request, AbortBody, door.section.max_request_bytes)
-        aborted, missing = await door.abort(None if body.abort_all else body.req_ids or [])
+        names = None if body.abort_all else body.req_ids or []
+        aborted, missing = await door.abort(names)
+        for others, not_theirs in await _others(door, "abort", names):
+            aborted |= others
+            missing = [name for name in missing if name in not_theirs]
         told = [{"request_id": call_id, "output_token_count": count} for call_id, count in aborted.items()]
         return _done({"aborted": told, "not_found": missing})
 
@@ -53,21 +58,54 @@ def add_routes(app: FastAPI, door: Door) -> None:
         if mode not in MODES:
             raise RequestError(f"mode is {' or '.join(MODES)}, not {mode[:40]!r}", param="mode")
         door.paused = True
+        await _others(door, "pause", True)
         if mode == "abort":
             await door.abort(None)
+            await _others(door, "abort")
         async for _ in request.stream():  # a body may be there; it says nothing
             pass
-        await while_connected(request.receive, door.idle())
+        await while_connected(request.receive, _idle(door))
         return _done({"is_paused": True})
 
     @app.post("/v1/resume")
     async def resume() -> Response:
         door.paused = False
+        await _others(door, "pause", False)
         return _done({"is_paused": False})
 
     @app.api_route("/v1/is_paused", methods=["GET", "HEAD"])
     async def is_paused() -> Response:
         return _done({"is_paused": door.paused})
+
+
+def answers(door: Door) -> Answers:
+    """To what the other processes at this door ask."""
+
+    async def abort(names: list[str] | None) -> Any:
+        return await door.abort(names)
+
+    async def pause(paused: bool) -> None:
+        door.paused = paused
+
+    async def is_paused(_: None) -> bool:
+        return door.paused
+
+    async def idle(_: None) -> None:
+        await door.idle()
+
+    async def metrics(_: None) -> Any:
+        return door.metrics.samples()
+
+    return {"abort": abort, "pause": pause, "is_paused": is_paused, "idle": idle, "metrics": metrics}
+
+
+async def _others(door: Door, what: str, about: Any = None, **patience: float | None) -> list[Any]:
+    return [] if door.together is None else await door.together.ask(what, about, **patience)
+
+
+async def _idle(door: Door) -> None:
+    await door.idle()
+    await _others(door, "idle", patience=None)
 
 
 def _done(result: dict[str, Any]) -> Response:

@@ -22,6 +22,7 @@ from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.rates import Rates
 from frontends.openai_http.schema import GenerationBody
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.together import Together
 from frontends.openai_http.tracing import note_tokens
 
 Result = TypeVar("Result")
@@ -95,8 +96,10 @@ class _Reading:
 
 
 class Door:
-    def __init__(self, service: Service, section: HttpSettings) -> None:
+    def __init__(self, service: Service, section: HttpSettings, together: Together | None = None) -> None:
+        """``together``: with the other processes that answer at this door."""
         self.service = service
+        self.together = together
         self.section = section
         self.metrics = Metrics()
         self.rates = Rates(section.requests_per_minute, section.tokens_per_minute)
@@ -164,7 +167,9 @@ class Door:
 
     @property
     def num_calls(self) -> int:
-        return len(self._calls) + len(self._readings)
+        """In flight, whichever process has them."""
+        own = len(self._calls) + len(self._readings)
+        return own if self.together is None else own + self.together.calls_elsewhere()
 
     def admit(self) -> None:
         """:raises Exception: while nothing new is taken: it is closed, or paused, or there are too many calls."""
@@ -197,7 +202,7 @@ class Door:
             raise
         task = asyncio.ensure_future(work)
         self._readings[call_id] = reading = _Reading(task)
-        self._idle.clear()
+        self._note_calls()
         try:
             return await task
         except asyncio.CancelledError:
@@ -207,10 +212,15 @@ class Door:
         finally:
             task.cancel()
             del self._readings[call_id]
-            self._note_idle()
+            self._note_calls()
 
-    def _note_idle(self) -> None:
-        if not self.num_calls:
+    def _note_calls(self) -> None:
+        number = len(self._calls) + len(self._readings)
+        if self.together is not None:
+            self.together.note_calls(number)
+        if number:
+            self._idle.clear()
+        else:
             self._idle.set()
 
     def begin(self, call: Call) -> Deltas:
@@ -226,7 +236,7 @@ class Door:
             least=call.tokens_a_chunk,
         )
         self._calls[call.id] = running = _Running(call, deltas, asker.get())
-        self._idle.clear()
+        self._note_calls()
         self.rates.charge(running.asker, sum(map(len, call.prompts)))
         if self.section.max_waiting_time is not None:
             running.timer = asyncio.get_running_loop().call_later(self.section.max_waiting_time, self._waited, running)
@@ -237,7 +247,7 @@ class Door:
         """The call is over, or its client has left: what still runs of it is aborted."""
         if (running := self._calls.pop(call.id, None)) is not None:
             self.metrics.in_flight.dec()
-            self._note_idle()
+            self._note_calls()
             if running.timer is not None:
                 running.timer.cancel()
             self.rates.charge(running.asker, running.deltas.num_tokens)

@@ -82,7 +82,8 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def metrics() -> Response:
         """The engine's last known figures when it does not answer, with ``dovetail_engine_up`` 0."""
         stats, up = await door.stats()
-        return Response(door.metrics.render(stats, up=up), media_type=CONTENT_TYPE_LATEST)
+        others = [] if door.together is None else await door.together.ask("metrics")
+        return Response(door.metrics.render(stats, up=up, others=others), media_type=CONTENT_TYPE_LATEST)
 
     @app.api_route("/version", methods=READ)
     async def version() -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from prometheus_client import Histogram
+from prometheus_client import Metric
 from pydantic import Field
 from starlette.responses import Response
 
@@ -50,16 +50,17 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def live() -> Response:
         """Counters only grow, latencies are histograms: who looks twice has rates and percentiles of the time between."""
         stats, up = await door.stats()
-        metrics = door.metrics
+        others = [] if door.together is None else await door.together.ask("metrics")
+        counted = {family.name: family for family in door.metrics.counted(others)}
         figures = {
             "up": up,
             "uptime_seconds": time.monotonic() - began,
             "calls": {"in_flight": door.num_calls, "most": door.section.max_concurrency},
             "engine": msgspec.structs.asdict(stats),
             "latencies": {
-                "first_token": _buckets(metrics.first_token),
-                "inter_token": _buckets(metrics.inter_token),
-                "whole": _buckets(metrics.whole),
+                "first_token": _buckets(counted["dovetail_time_to_first_token_seconds"]),
+                "inter_token": _buckets(counted["dovetail_inter_token_latency_seconds"]),
+                "whole": _buckets(counted["dovetail_e2e_request_latency_seconds"]),
             },
         }
         return response_to(200, figures, _NEVER_KEPT)
@@ -90,13 +91,14 @@ def add_routes(app: FastAPI, door: Door) -> None:
         return response_to(200, answer, _NEVER_KEPT)
 
 
-def _buckets(histogram: Histogram) -> dict[str, Any]:
+def _buckets(histogram: Metric) -> dict[str, Any]:
     """``upper``: bounds in seconds, the last one without; ``counts``: observations in each bucket by itself."""
     upper: list[float | None] = []
     counts: list[int] = []
     seen = 0
-    samples = [sample for metric in histogram.collect() for sample in metric.samples if sample.name.endswith("_bucket")]
-    for sample in samples:
+    for sample in histogram.samples:
+        if not sample.name.endswith("_bucket"):
+            continue
         bound = sample.labels["le"]
         upper.append(None if bound == "+Inf" else float(bound))
         counts.append(int(sample.value) - seen)

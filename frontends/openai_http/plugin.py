@@ -25,6 +25,19 @@ PORTS_ALIKE = Rule(
 )
 
 
+def _counted_in_one(what: str) -> Rule:
+    setting = f"openai_http.{what}_per_minute"
+    return Rule(
+        id=f"{what}-per-minute-in-one-process",
+        when=(Condition("settings.openai_http.api_server_count", ">", 1), Condition(f"settings.{setting}", "!=", None)),
+        reason=f"the {what} of a minute are counted in one process, and {{settings.openai_http.api_server_count}} answer",
+        remedies=(
+            Remedy("--api-server-count 1", {"openai_http.api_server_count": 1}),
+            Remedy(f"leave {setting} out", {setting: None}),
+        ),
+    )
+
+
 def create(context: Context) -> FrontEnd:
     try:
         from frontends.openai_http.server import OpenAIServer
@@ -47,11 +60,13 @@ def register_front_ends() -> Iterable[FrontEndOffer]:
         summary="OpenAI-compatible HTTP server (chat completions, completions, models, health, metrics)",
         settings=HttpSettings,
         create=create,
-        rules=(PORTS_ALIKE,),
+        rules=(PORTS_ALIKE, *map(_counted_in_one, ("requests", "tokens"))),
         aliases=(
             Alias(flag="--host", sets="host", summary="address to listen on"),
             Alias(flag="--port", sets="port", summary="port to listen on"),
             Alias(flag="--metrics-port", sets="metrics_port", summary="port of its own for /metrics (FastDeploy)"),
+            Alias(flag="--api-server-count", sets="api_server_count", summary="processes that answer at the port (vLLM)"),
+            Alias(flag="--workers", sets="api_server_count", summary="the same, as FastDeploy spells it"),
             Alias(flag="--max-concurrency", sets="max_concurrency", summary="generation calls in flight (FastDeploy)"),
             Alias(flag="--api-key", sets="api_key", summary="keys, one of which every request must show (FastDeploy, vLLM)"),
             Alias(env="FD_API_KEY", sets="api_key", summary="the same, as FastDeploy spells it"),

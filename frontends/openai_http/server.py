@@ -7,12 +7,13 @@ import contextlib
 import errno
 import logging
 import math
+import shutil
 import signal
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -20,11 +21,13 @@ import uvicorn
 from core.errors import EngineDeadError, ExitCode, UserError
 from core.interfaces.frontend import FrontEnd, Service
 from frontends.openai_http.app import create_app
+from frontends.openai_http.control import answers
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
 from frontends.openai_http.keys import keys_of
 from frontends.openai_http.protocol import HttpProtocol
 from frontends.openai_http.settings import HttpSettings
+from frontends.openai_http.together import Together, private_folder
 from frontends.openai_http.tracing import provider_of
 
 if TYPE_CHECKING:
@@ -44,25 +47,51 @@ class OpenAIServer(FrontEnd):
     :raises UserError: when the address cannot be listened on.
     """
 
-    def __init__(self, section: HttpSettings, *, drain_timeout: float) -> None:
+    def __init__(self, section: HttpSettings, *, drain_timeout: float, other: Other | None = None) -> None:
+        """``other``: it answers beside the first process, and takes of it what that has bound."""
         self._section = section
         self._drain_timeout = drain_timeout
-        _check_certificate(section)
-        keys_of(section)  # now, so that a server that would let in everybody or nobody loads no model
+        self.processes = section.api_server_count
+        self._together: Together | None = None
         self._traces: TracerProvider | None = None
         self._metrics: socket.socket | None = None
-        self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._hurry = asyncio.Event()
+        if other is not None:
+            self._bound = socket.socket(fileno=other.descriptor)
+            self._together, self._metrics_port = other.together, other.metrics_port
+        else:
+            _check_certificate(section)
+            keys_of(section)  # now, so that a server that would let in everybody or nobody loads no model
+            self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
         try:
-            if section.metrics_port is not None:
-                self._metrics = _bind(section.host, section.metrics_port, "metrics_port")
+            if other is None:
+                self._open()
             if section.otlp_traces_endpoint is not None:
                 self._traces = provider_of(section.otlp_traces_endpoint)  # last: it starts a thread
         except BaseException:
             self.close()
             raise
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._hurry = asyncio.Event()
+
+    def _open(self) -> None:
+        """What the first process has for all of them."""
+        section = self._section
+        if self.processes > 1:
+            host, port = self._bound.getsockname()[:2]
+            self._bound.close()  # nobody had the port: now it is taken by several, each with connections of its own
+            self._bound = _bind(host, port, shared=True)
+            self._together = Together(private_folder(), 0, self.processes)
+        if section.metrics_port is not None:
+            self._metrics = _bind(section.host, section.metrics_port, "metrics_port")
+        self._metrics_port = None if self._metrics is None else self._metrics.getsockname()[1]
+
+    @contextlib.contextmanager
+    def beside(self, number: int) -> Iterator[tuple[Other, tuple[int, ...]]]:
+        assert self._together is not None
+        with _bind(*self._bound.getsockname()[:2], shared=True) as bound:
+            together = self._together.beside(number)
+            yield Other(self._section, self._drain_timeout, together, self._metrics_port, bound.fileno()), (bound.fileno(),)
 
     def run(self, service: Service) -> ExitCode:
         """:raises UserError: when another program has taken the address since."""
@@ -74,6 +103,8 @@ class OpenAIServer(FrontEnd):
             return asyncio.run(self._run(service, self._bound, self._metrics))
 
     def close(self) -> None:
+        if self._together is not None and self._first:
+            shutil.rmtree(self._together.folder, ignore_errors=True)
         self._bound.close()
         if self._metrics is not None:
             self._metrics.close()
@@ -93,7 +124,7 @@ class OpenAIServer(FrontEnd):
 
     async def _run(self, service: Service, bound: socket.socket, metrics: socket.socket | None) -> ExitCode:
         self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        app = create_app(service, self._section, metrics.getsockname()[1] if metrics is not None else None, self._traces)
+        app = create_app(service, self._section, self._metrics_port, self._traces, self._together)
         door: Door = app.state.door
         section = self._section
         secure = section.ssl_certfile is not None
@@ -111,14 +142,14 @@ class OpenAIServer(FrontEnd):
                 ssl_certfile=section.ssl_certfile,
                 ssl_keyfile=section.ssl_keyfile,
             ),
-            announcement=f"listening on {_url(bound, secure)}",
+            announcement=f"listening on {_url(bound, secure)}" if self._first else "",
         )
         if metrics is not None:
             log.info("metrics on %s/metrics", _url(metrics, secure))
         serving = asyncio.create_task(server.serve(sockets=[bound, *([metrics] if metrics is not None else [])]))
         stopping = asyncio.create_task(self._stop.wait())
         dying = asyncio.create_task(service.wait_dead())
-        with _signals(self._loop, self._heard):
+        async with self._with_others(door):
             try:
                 await asyncio.wait((serving, stopping, dying), return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done() and not serving.done():
@@ -134,11 +165,35 @@ class OpenAIServer(FrontEnd):
                     task.cancel()
                 await asyncio.gather(serving, stopping, dying, return_exceptions=True)
 
+    @property
+    def _first(self) -> bool:
+        return self._together is None or self._together.number == 0
+
+    @contextlib.asynccontextmanager
+    async def _with_others(self, door: Door) -> AsyncIterator[None]:
+        """Signals are heard, and what the other processes at this door ask."""
+        assert self._loop is not None
+        assert self._stop is not None
+        stop, together = self._stop, self._together
+
+        async def told_to_stop(_: None) -> None:
+            stop.set()
+
+        async with contextlib.AsyncExitStack() as leaving:
+            leaving.enter_context(_signals(self._loop, self._heard))
+            if together is not None:
+                await leaving.enter_async_context(together.answering({**answers(door), "stop": told_to_stop}))
+                if not self._first:
+                    door.paused = any(await together.ask("is_paused"))  # it may have been said before this one listened
+            yield
+
     async def _drain(self, service: Service, door: Door, server: _Uvicorn, dying: asyncio.Task[str]) -> None:
         log.info("stopping: waiting at most %g s for what is running", self._drain_timeout)
         stopping = StoppingError("the server is stopping")
         door.close(stopping)
         server.should_exit = True
+        if self._together is not None and self._first:
+            await self._together.ask("stop")
         draining = asyncio.create_task(service.drain(self._drain_timeout))
         hurrying = asyncio.create_task(self._hurry.wait())
         patience = self._drain_timeout + FLUSH_TIMEOUT
@@ -160,8 +215,24 @@ class OpenAIServer(FrontEnd):
         server.should_exit = True
 
 
+class Other(FrontEnd):
+    """The server in another process than the first."""
+
+    def __init__(
+        self, section: HttpSettings, drain_timeout: float, together: Together, metrics_port: int | None, descriptor: int
+    ) -> None:
+        self.section = section
+        self.drain_timeout = drain_timeout
+        self.together = together
+        self.metrics_port = metrics_port
+        self.descriptor = descriptor
+
+    def run(self, service: Service) -> ExitCode:
+        return OpenAIServer(self.section, drain_timeout=self.drain_timeout, other=self).run(service)
+
+
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to the front end, and says when it listens."""
+    """Leaves signals to the front end, and says when it listens, where there is something to say."""
 
     def __init__(self, config: uvicorn.Config, *, announcement: str) -> None:
         super().__init__(config)
@@ -173,6 +244,8 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        if not self._announcement:
+            return
         try:
             if sys.stdout is not None:
                 sys.stdout.write(f"{self._announcement}\n")
@@ -200,7 +273,8 @@ def _signals(loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> Iter
             signal.signal(number, handler)  # the launcher's own again, while it ends the engine
 
 
-def _bind(host: str, port: int, setting: str = "port") -> socket.socket:
+def _bind(host: str, port: int, setting: str = "port", *, shared: bool = False) -> socket.socket:
+    """``shared``: with other sockets of this user's that say so too; connections go to one or the other of them."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
@@ -213,6 +287,8 @@ def _bind(host: str, port: int, setting: str = "port") -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()

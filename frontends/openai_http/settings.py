@@ -17,6 +17,9 @@ class HttpSettings(Section, frozen=True):
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="port of its own for /metrics, and for nothing else; default: the server's"
     )
+    api_server_count: int = Field(
+        default=1, ge=1, le=64, description="processes that answer at the port, beside one engine; each reads and writes text"
+    )
     max_request_bytes: int = Field(
         default=16 << 20, ge=1024, description="largest request body; a larger one is refused with 413"
     )

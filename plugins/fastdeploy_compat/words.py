@@ -56,7 +56,6 @@ def _variables(effect: str, reason: str, *names: str, fine: tuple[str, ...] = ("
 
 FLAGS: tuple[ForeignWord, ...] = (
     # the server
-    *_flags("warns", "one process answers requests, and does not hold up the engine", "--workers", fine=("1",)),
     *_flags("warns", "the process that answers requests is never left silent by the engine", "--timeout", fine=("0",)),
     *_flags("later", "a port from which the server is controlled", "--controller-port", fine=("-1",)),
     # the model

@@ -11,7 +11,7 @@ from core.offers import Alias, ForeignWord, RulesOffer, Section
 from tests.compose.fakes import CPU, Point, manager, plugin, sampler
 
 WORDS = (
-    ForeignWord("no workers", "warns", flag="--workers", fine=("1",)),
+    ForeignWord("no porters", "warns", flag="--porters", fine=("1",)),
     ForeignWord("no experts", "refuses", flag="--enable-experts", switch=True, remedy="drop the experts"),
     ForeignWord("several servers", "later", flag="--router"),
     ForeignWord("always so", "none", flag="--load_choices"),
@@ -42,13 +42,13 @@ def texts(problems):
 
 
 def test_a_word_that_warns_does_so_with_its_reason_and_only_where_it_asks_for_something_else():
-    found = configured("--workers", "4", env={"XX_CHIP_MODE": "1"})
+    found = configured("--porters", "4", env={"XX_CHIP_MODE": "1"})
     assert found.problems == []
     assert texts(found.remarks) == [
         "XX_CHIP_MODE has no effect here: no such hardware\n  set by: $XX_CHIP_MODE",
-        "--workers has no effect here: no workers",
+        "--porters has no effect here: no porters",
     ]
-    for fine in (["--workers", "1"], ["--load-choices", "anything"], ["--no-enable-experts"], ["--enable-experts=0"]):
+    for fine in (["--porters", "1"], ["--load-choices", "anything"], ["--no-enable-experts"], ["--enable-experts=0"]):
         found = configured(*fine)
         assert (found.problems, found.remarks) == ([], []), fine
 
@@ -93,9 +93,9 @@ def test_values_that_are_spelled_otherwise_there():
 
 
 def test_remarks_stand_in_the_plan():
-    argv = ["--model", "random:tiny", "--workers", "4"]
+    argv = ["--model", "random:tiny", "--porters", "4"]
     plan = compose(argv, env={}, probe=CPU, manager=installed())
-    assert texts(plan.warnings) == ["--workers has no effect here: no workers"]
+    assert texts(plan.warnings) == ["--porters has no effect here: no porters"]
 
 
 def test_a_word_that_is_both_flag_and_variable_breaks_its_plugin():
@@ -110,7 +110,7 @@ def test_a_word_that_is_both_flag_and_variable_breaks_its_plugin():
 def test_a_yaml_file_has_flags_names_and_says_its_lines(tmp_path):
     file = tmp_path / "fd.yaml"
     file.write_text(
-        "# a comment\nseed: 3\nenable_chunked_prefill: true\nworkers: 2\nserved_model_name: x\nport: 81\n"
+        "# a comment\nseed: 3\nenable_chunked_prefill: true\nporters: 2\nserved_model_name: x\nport: 81\n"
         "openai-http:\n  host: h\nenable_experts: false\nmax_num_seqs:\nopenai_http: {tls: true}\n"
     )
     found = configured(file=file)
@@ -120,7 +120,7 @@ def test_a_yaml_file_has_flags_names_and_says_its_lines(tmp_path):
     ]
     assert (found.settings["seed"], found.origin("seed")) == (3, f"{file}:2")
     assert (found.settings["scheduler"], found.origin("scheduler")) == ("chunked", f"{file}:3")
-    assert texts(found.remarks) == [f"--workers has no effect here: no workers\n  set by: {file}:4"]
+    assert texts(found.remarks) == [f"--porters has no effect here: no porters\n  set by: {file}:4"]
     assert found.settings["served_model_name"] == ("x",)
     assert found.section("openai_http")[0]["port"] == 81
     assert found.section("openai_http")[0]["tls"] is True
