@@ -70,12 +70,12 @@ def test_logprobs_n_and_stop(client):
 
 @pytest.mark.demo
 @pytest.mark.perf
-def test_ready_within_15_seconds_when_the_model_is_cached(demo):
+def test_ready_within_8_seconds_when_the_model_is_cached(demo):
     began = time.monotonic()
     with serving() as server:
         ready = time.monotonic() - began
         assert server.terminate() == 0
-    assert ready < 15, f"{ready:.1f} s"
+    assert ready < 8, f"{ready:.1f} s"
 
 
 @pytest.mark.demo
