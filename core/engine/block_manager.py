@@ -92,7 +92,7 @@ class BlockManager:
         """Tell the policy of the pages that this step has filled; ``before`` and ``after`` count computed tokens."""
         state, size = self._rows, self.pool.page_size
         if not self._policy.keeps_outputs:
-            after = np.minimum(after, [sequence.num_prompt for sequence in state.at(rows)])
+            after = np.minimum(after, state.num_prompt[rows])
         first, full = before // size, after // size
         for index in np.flatnonzero(full > first).tolist():
             row, number = int(rows[index]), int(full[index])

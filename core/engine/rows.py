@@ -69,6 +69,7 @@ class Rows:
         self.num_pages: Ints = np.zeros(number, np.int64)
         self.num_grown: Ints = np.zeros(number, np.int64)  # of these, given since it was placed
         self.most_pages: Ints = np.zeros(number, np.int64)  # what it will hold when it reaches its limit
+        self.num_prompt: Ints = np.zeros(number, np.int64)
         self.length: Ints = np.zeros(number, np.int64)
         self.computed: Ints = np.zeros(number, np.int64)
         self.served: Ints = np.zeros(number, np.int64)
@@ -121,6 +122,7 @@ class Rows:
         params = sequence.request.params
         known = len(sequence.tokens)
         self.tokens[row, :known] = sequence.tokens
+        self.num_prompt[row] = sequence.num_prompt
         self.length[row] = known
         self.computed[row] = computed
         self.limit[row] = sequence.limit
