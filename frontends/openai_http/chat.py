@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -122,9 +123,11 @@ async def chat_prompt(door: Door, body: ChatBody) -> list[int]:
             param="continue_final_message",
         )
     kwargs = {"add_generation_prompt": body.add_generation_prompt and not goes_on, **template_fields(door.service, body)}
-    text = render(door, body.messages, kwargs, _template(door, body))
+    template = _template(door, body)
     if goes_on:
-        text = _open_ended(text, body.messages[-1].content or "")
+        text = _open_ended(door, body.messages, kwargs, template)
+    else:
+        text = render(door, body.messages, kwargs, template)
     return await encode(door.service.tokenizer, text, add_special_tokens=bool(body.add_special_tokens))
 
 
@@ -141,15 +144,17 @@ def _template(door: Door, body: ChatBody) -> ChatTemplate | None:
     return door.service.template(body.chat_template)
 
 
-def _open_ended(text: str, final: str) -> str:
-    """``text`` up to the end of its final message, which the answer is to go on with."""
-    final = final.strip()  # as many templates write it
-    at = text.rfind(final)
-    if not final or at < 0:
+def _open_ended(door: Door, messages: Sequence[Message], kwargs: dict[str, Any], template: ChatTemplate | None) -> str:
+    """The text up to the end of the final message, which the answer is to go on with."""
+    end = uuid4().hex  # no text has it: what the template writes after the message may look like the message
+    final = (messages[-1].content or "").rstrip()  # many templates strip what they write
+    marked = messages[-1].model_copy(update={"content": final + end})
+    text, *after = render(door, [*messages[:-1], marked], kwargs, template).split(end)
+    if not final or len(after) != 1:
         raise RequestError(
             "the final message is not in the prompt as it was given, so it cannot be continued", param="continue_final_message"
         )
-    return text[: at + len(final)]
+    return text
 
 
 def render(door: Door, messages: Sequence[Message], kwargs: dict[str, Any], template: ChatTemplate | None = None) -> str:

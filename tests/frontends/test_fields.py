@@ -53,6 +53,21 @@ def test_a_message_is_continued():
         assert refused.json()["error"]["message"].startswith(told)
 
 
+@pytest.mark.parametrize("written", ["s", "e", "end", "of", "|", ">", "_", "i", "user", " s\n"])
+def test_a_message_that_looks_like_what_the_template_writes_after_it_is_continued(written):
+    service = Templated()
+    body = {
+        "messages": [*HELLO, {"role": "assistant", "content": written}],
+        "continue_final_message": True,
+        "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}<|im_end_of_sentence|>{% endfor %}user:",
+    }
+    posted(CHAT, body, service, trust_request_chat_template=True)
+    assert prompt_of(service) == f"user: hi<|im_end_of_sentence|>assistant: {written.strip()}"
+    for template in ("{{ messages[0].content }}", "{% for _ in 'ab' %}{{ messages[-1].content }}{% endfor %}"):
+        refused = posted(CHAT, {**body, "chat_template": template}, Templated(), trust_request_chat_template=True)
+        assert refused.json()["error"]["param"] == "continue_final_message"
+
+
 def test_a_requests_own_template_is_used_where_the_server_trusts_it():
     service = Templated()
     body = {
