@@ -109,7 +109,8 @@ def register_models() -> Iterable[ModelOffer]:
                 name="my_model", summary="a Llama with another name", architectures=("MyForCausalLM",), family=family
             )
 
-    ``family`` returns a ``core.interfaces.model.ModelFamily``; ``core.testing.ModelContract`` tests it.
+    ``family`` returns a ``core.interfaces.model.ModelFamily``; ``core.testing.ModelContract`` tests it. Its ``text`` may lend a
+    chat template and sampling defaults to checkpoints whose own files have none.
     """
     raise NotImplementedError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.compose.automatic import Resolved
@@ -58,7 +58,9 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     packing = read_packing(
         config, folder.name, [each.name for each in manager.offers(QuantizerOffer.kind)], lambda found: _adopted(found, manager)
     )
-    spec = family.offer.family().spec({key: value for key, value in config.items() if key != KEY})
+    of_family = family.offer.family()
+    spec = of_family.spec({key: value for key, value in config.items() if key != KEY})
+    folder = replace(folder, family=of_family.text())
     architecture = next(name for name in architectures if name in family.offer.architectures)
     template = known.template if known is not None else None
     return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing, template)

@@ -146,6 +146,14 @@ class Stored:
     rows: slice = field(default_factory=lambda: slice(None))
 
 
+@dataclass(frozen=True)
+class FamilyText:
+    """How a family's checkpoints are talked to where their own files do not say. A GGUF file speaks for itself alone."""
+
+    chat_template: str | None = None  # Jinja
+    sampling: Mapping[str, float] = field(default_factory=dict)  # in generation_config.json's terms
+
+
 class ModelFamily(ABC):
     """What makes a family of checkpoints loadable: config -> spec, and canonical name -> stored tensors.
 
@@ -162,6 +170,10 @@ class ModelFamily(ABC):
     def stored(self, weight: WeightName, spec: DecoderSpec, names: frozenset[str]) -> tuple[Stored, ...]:
         """The parts of one weight, in the layout of the checkpoint that has these tensor names."""
 
+    def text(self) -> FamilyText:
+        """What its checkpoints leave unsaid of chat and sampling. By default nothing."""
+        return FamilyText()
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -171,6 +183,7 @@ class ModelFolder:
     path: Path | None  # None for "random:" models, which have no files
     format: str  # the name of the CheckpointFormat that reads it
     defaults: Mapping[str, float] = field(default_factory=dict)  # how to sample where its files do not say
+    family: FamilyText = field(default_factory=FamilyText)  # what its family says in their place, once that is known
 
 
 class CheckpointFormat(ABC):

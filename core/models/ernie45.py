@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
-from core.interfaces.model import DecoderSpec, ModelFamily, Stored, WeightName
+from core.interfaces.model import DecoderSpec, FamilyText, ModelFamily, Stored, WeightName
 from core.models.config_keys import decoder_spec, require
 from core.models.layouts import stored_gguf, stored_hf, stored_paddle
 
@@ -32,3 +33,7 @@ class Ernie45(ModelFamily):
         if any(name.startswith("blk.") for name in names):
             return stored_gguf(weight, spec, names)
         return stored_hf(weight, spec, names)
+
+    def text(self) -> FamilyText:
+        template = files("core.models").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
+        return FamilyText(template, {"temperature": 1.0, "top_p": 0.7})

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from jinja2 import Environment
 from numpy.typing import NDArray
 
 from core.errors import UserError
@@ -102,6 +103,16 @@ class ModelContract(Contract, kit=True):
             with pytest.raises(UserError) as refused:
                 self.make().spec({**self.config, **change})
             assert any(key in str(refused.value) for key in change), f"the refusal of {change} does not name the key"
+
+    def test_a_conversation_can_be_written_in_its_text(self) -> None:
+        """What it lends to checkpoints that lack a template is one, and says what was said."""
+        text = self.make().text()
+        if text.chat_template is not None:
+            said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+            shown = Environment().from_string(text.chat_template).render(messages=said, add_generation_prompt=False)
+            assert "Hello" in shown
+            assert "Hi" in shown
+        assert all(isinstance(value, float | int) for value in text.sampling.values()), f"{dict(text.sampling)} has no numbers"
 
 
 class CheckpointFormatContract(Contract, kit=True):

@@ -6,17 +6,16 @@ from typing import Any
 
 from core.errors import UserError
 from core.interfaces.model import ModelFolder
-from core.text.files import is_ernie, read_json
+from core.text.files import read_json
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_ERNIE_DEFAULTS = {"temperature": 1.0, "top_p": 0.7}
 
 
 def generation_defaults(folder: ModelFolder) -> dict[str, Any]:
     """The sampling defaults a checkpoint states in generation_config.json.
 
-    An ERNIE checkpoint that has no such file gets the family's, and what is no folder the ones it was found with (the
-    demo's); any other, and a file that states none, gives {}.
+    A folder that has no such file gets its family's, and what is no folder the ones it was found with (the demo's). A file
+    that states none gives {}.
 
     :raises UserError: for a file that cannot be read or states something that is no number.
     """
@@ -24,7 +23,7 @@ def generation_defaults(folder: ModelFolder) -> dict[str, Any]:
         return dict(folder.defaults)
     path = folder.path / "generation_config.json"
     if not path.is_file():
-        return dict(_ERNIE_DEFAULTS) if is_ernie(folder) else {}
+        return dict(folder.family.sampling)
     stated = read_json(path)
     defaults = {key: stated[key] for key in _SAMPLING_KEYS if stated.get(key) is not None}
     for key, value in defaults.items():

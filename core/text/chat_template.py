@@ -27,7 +27,7 @@ from core.errors import RequestError, UserError
 from core.interfaces.frontend import ChatTemplate, Tokenizer
 from core.interfaces.model import ModelFolder
 from core.models.gguf_file import GgufFile
-from core.text.files import gguf_file, is_ernie, read_json
+from core.text.files import gguf_file, read_json
 
 MAX_ROUNDS = 200_000  # of loops, and calls
 MAX_CHARACTERS = 8_000_000
@@ -247,9 +247,9 @@ def _text_of(part: Any, where: str) -> str:
 
 
 def load_chat_template(folder: ModelFolder, override: str | None, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The override (a file, or the template itself), else the checkpoint's own, else ERNIE's for an ERNIE; else None.
+    """The override (a file, or the template itself), else the checkpoint's own, else its family's; else None.
 
-    A ``random:`` model stands for a shape of ERNIE-4.5 and speaks as one.
+    A model without files has a plain one where its family has none.
 
     :raises UserError: for a template that does not parse, or an override file that does not exist.
     """
@@ -260,9 +260,8 @@ def load_chat_template(folder: ModelFolder, override: str | None, tokenizer: Tok
     if found is not None:
         sources, where = found
         return JinjaChatTemplate(sources, variables, where=where)
-    if folder.path is None or is_ernie(folder):
-        return JinjaChatTemplate({"default": ernie_template()}, variables)
-    return None
+    instead = family_template(folder)
+    return None if instead is None else JinjaChatTemplate({"default": instead}, variables)
 
 
 def template_source(folder: ModelFolder, override: str | None) -> str:
@@ -272,11 +271,16 @@ def template_source(folder: ModelFolder, override: str | None) -> str:
     found = _own(folder)
     if found is not None:
         return "\n".join(found[0].values())
-    return ernie_template() if folder.path is None or is_ernie(folder) else ""
+    return family_template(folder) or ""
 
 
-def ernie_template() -> str:
-    return files("core.text").joinpath("templates/ernie_4_5.jinja").read_text(encoding="utf-8")
+def family_template(folder: ModelFolder) -> str | None:
+    """What stands in for a template that the checkpoint does not have. Nothing for a GGUF file, which may hold any Llama."""
+    if gguf_file(folder) is not None:
+        return None
+    if folder.path is None and folder.family.chat_template is None:
+        return files("core.text").joinpath("templates/plain.jinja").read_text(encoding="utf-8")
+    return folder.family.chat_template
 
 
 def _override(override: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,3 @@ def gguf_file(folder: ModelFolder) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     return min(path.glob("*.gguf"), default=None)
-
-
-def is_ernie(folder: ModelFolder) -> bool:
-    """Whether the checkpoint says it is an ERNIE-4.5."""
-    if folder.path is None or not folder.path.is_dir():
-        return False
-    return says_ernie(read_json(folder.path / "config.json"))
-
-
-def says_ernie(config: Mapping[str, Any]) -> bool:
-    names = [*(config.get("architectures") or ()), config.get("model_type") or ""]
-    return any(str(name).lower().startswith(("ernie4_5", "ernie_4_5", "ernie45")) for name in names)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from core.interfaces.model import ModelFolder
-from core.text.chat_template import ernie_template
+from core.text.chat_template import family_template
 from core.text.files import gguf_file
 from core.text.gguf_tokenizer import gguf_files
 from core.text.pieces import ByteTokenizer
@@ -28,7 +28,7 @@ def text_files(folder: ModelFolder) -> dict[str, bytes]:
         return defaults | gguf_files(file)
     made_up = {
         "tokenizer_config.json": json.dumps({"tokenizer_class": ByteTokenizer.CLASS}).encode(),
-        "chat_template.jinja": ernie_template().encode(),
+        "chat_template.jinja": (family_template(folder) or "").encode(),
     }
     return defaults | made_up
 

@@ -13,11 +13,11 @@ from core.compose.first_pass import first_pass
 from core.compose.plan import by_origin
 from core.errors import UserError
 from core.interfaces.frontend import ChatTemplate, Tokenizer
-from core.interfaces.model import CheckpointFormat, ModelFolder
+from core.interfaces.model import CheckpointFormat, FamilyText, ModelFolder
 from core.models.demo import NAME, is_whole
 from core.models.loading import read_config
 from core.models.sources import HUB_FILE, RANDOM, kept, local, resolve, text_files
-from core.offers import CheckpointFormatOffer
+from core.offers import CheckpointFormatOffer, ModelOffer
 from core.plugin_manager import PluginManager
 
 
@@ -50,7 +50,8 @@ def located(flags: Sequence[str], *, fetching: bool = True) -> Located:
             folder = resolve(model, settings, formats)
         else:
             folder = _kept(model, settings, formats)
-        return Located(settings, folder, formats, read_config(folder, formats), manager)
+        config = read_config(folder, formats)
+        return Located(settings, dataclasses.replace(folder, family=family_text(config, manager)), formats, config, manager)
     except UserError as error:
         origins = {".".join(key): said.origin for key, said in configuration.given.items()}
         raise UserError(*(by_origin(each, origins) for each in error.problems), exit_code=error.exit_code) from error
@@ -67,6 +68,15 @@ def _kept(model: str, settings: Mapping[str, Any], formats: Mapping[str, Checkpo
     if HUB_FILE.fullmatch(model) is None and not (place / "config.json").is_file():
         raise UserError.of(f"{place} has no config.json", "--model", f"fetch the rest: dovetail models pull {model}")
     return local(model, place, formats)
+
+
+def family_text(config: Mapping[str, Any], manager: PluginManager) -> FamilyText:
+    """What the installed family that answers to this config says where a checkpoint's files do not."""
+    architectures = {str(name) for name in config.get("architectures") or ()}
+    for each in manager.offers(ModelOffer.kind):
+        if isinstance(each.offer, ModelOffer) and architectures & set(each.offer.architectures):
+            return each.offer.family().text()
+    return FamilyText()
 
 
 def checkpoint_formats(manager: PluginManager) -> dict[str, CheckpointFormat]:

@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from core.interfaces.model import ModelFolder
+from core.interfaces.model import FamilyText, ModelFolder
 from core.text.pieces import ByteTokenizer
 
 SAMPLES = [
@@ -78,14 +78,14 @@ def libraries():
 def folder(tmp_path):
     """Makes a model folder of files given as text, bytes or objects to be written as JSON."""
 
-    def make(**files):
+    def make(family=None, **files):
         for name, content in files.items():
             path = tmp_path / name.replace("__", ".")
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
                 path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-        return ModelFolder("a model", tmp_path, "pt")
+        return ModelFolder("a model", tmp_path, "pt", family=family or FamilyText())
 
     return make
 

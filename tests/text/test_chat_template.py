@@ -2,6 +2,8 @@ import pytest
 
 from core.errors import RequestError, UserError
 from core.interfaces.model import ModelFolder
+from core.models.ernie45 import Ernie45
+from core.models.llama import Llama
 from core.text import chat_template
 from core.text.chat_template import MAX_ROUNDS, JinjaChatTemplate, load_chat_template
 
@@ -12,7 +14,7 @@ SMOLLM = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 HELLO = [{"role": "user", "content": "Hello"}]
-ERNIE = {"architectures": ["Ernie4_5_ForCausalLM"]}
+ERNIE = Ernie45().text()
 
 
 class Named:
@@ -34,7 +36,7 @@ def test_a_template_of_the_wild():
 
 
 def test_ernie_has_a_template_when_the_checkpoint_has_none(folder):
-    template = load_chat_template(folder(config__json=ERNIE), None, Named())
+    template = load_chat_template(folder(ERNIE), None, Named())
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
@@ -52,13 +54,21 @@ def test_ernie_has_a_template_when_the_checkpoint_has_none(folder):
     assert refused.value.param == "messages"
 
 
-def test_a_random_model_speaks_as_an_ernie():
-    template = load_chat_template(ModelFolder("random:tiny", None, "random"), None, Named())
-    assert template.render(HELLO) == "<|begin_of_sentence|>User: Hello\nAssistant: "
+def test_a_model_without_files_speaks_as_its_family_or_plainly():
+    ernie = load_chat_template(ModelFolder("random:tiny", None, "random", family=ERNIE), None, Named())
+    assert ernie.render(HELLO) == "<|begin_of_sentence|>User: Hello\nAssistant: "
+    plain = load_chat_template(ModelFolder("random:llama-tiny", None, "random"), None, Named())
+    assert plain.render(HELLO) == "User: Hello\nAssistant: "
+    assert plain.render(HELLO, add_generation_prompt=False) == "User: Hello\n"
+
+
+def test_a_gguf_file_without_one_has_none_whatever_it_runs_as(gguf_file):
+    path = gguf_file(["a"], [1], model="gpt2", merges=[])
+    assert load_chat_template(ModelFolder("a model", path, "gguf", family=ERNIE), None, Named()) is None
 
 
 def test_another_model_without_a_template_has_none(folder):
-    assert load_chat_template(folder(config__json={"architectures": ["LlamaForCausalLM"]}), None, Named()) is None
+    assert load_chat_template(folder(Llama().text()), None, Named()) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +81,7 @@ def test_another_model_without_a_template_has_none(folder):
     ],
 )
 def test_the_checkpoint_brings_its_own(files, folder):
-    assert load_chat_template(folder(config__json=ERNIE, **files), None, Named()).render(HELLO) == "own <s>"
+    assert load_chat_template(folder(ERNIE, **files), None, Named()).render(HELLO) == "own <s>"
 
 
 def test_a_gguf_file_brings_its_own(gguf_file):

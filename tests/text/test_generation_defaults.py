@@ -2,6 +2,8 @@ import pytest
 
 from core.errors import UserError
 from core.interfaces.model import ModelFolder
+from core.models.ernie45 import Ernie45
+from core.models.llama import Llama
 from core.text import generation_defaults
 
 
@@ -11,16 +13,16 @@ def test_what_the_file_states(folder):
 
 
 def test_an_ernie_without_the_file_gets_the_family_s(folder):
-    assert generation_defaults(folder(config__json={"model_type": "ernie4_5"})) == {"temperature": 1.0, "top_p": 0.7}
+    assert generation_defaults(folder(Ernie45().text())) == {"temperature": 1.0, "top_p": 0.7}
 
 
 def test_an_ernie_whose_file_states_nothing_gets_nothing(folder):
-    model = folder(config__json={"model_type": "ernie4_5"}, generation_config__json={"eos_token_id": 2})
+    model = folder(Ernie45().text(), generation_config__json={"eos_token_id": 2})
     assert generation_defaults(model) == {}
 
 
 def test_others_get_nothing(folder):
-    assert generation_defaults(folder(config__json={"model_type": "llama"})) == {}
+    assert generation_defaults(folder(Llama().text())) == {}
     assert generation_defaults(ModelFolder("random:tiny", None, "random")) == {}
 
 

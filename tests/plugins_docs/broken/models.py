@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from core.errors import UserError
-from core.interfaces.model import DecoderSpec, ModelFamily, Stored
+from core.interfaces.model import DecoderSpec, FamilyText, ModelFamily, Stored
 from core.testing import ModelContract
 from core.testing.inputs import random_weights, tiny_spec
 
@@ -130,3 +130,12 @@ class TestTakesAnyConfig(Contract):
     class implementation(Family):
         def spec(self, config):
             return tiny_spec()
+
+
+class TestItsTemplateForgetsTheAnswers(Contract):
+    __test__ = True
+    caught_by = "test_a_conversation_can_be_written_in_its_text"
+
+    class implementation(Family):
+        def text(self):
+            return FamilyText("{% for said in messages if said.role == 'user' %}{{ said.content }}{% endfor %}")
