@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from core.errors import EngineDeadError
 log = logging.getLogger("dovetail.engine")
 
 BOOTSTRAP = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from core.engine.sharing import main; main()"
+SWITCH_SECONDS = 0.0005  # a thread that passes on what the engine says waits so long at most for a busy loop
 HELLO, READY, SAID, TROUBLE, OVER, DEAD = b"hello", b"ready", b"said", b"trouble", b"over", b"dead"
 """What a message is: to the first process HELLO, and SAID with what is for the engine; from it all but HELLO."""
 
@@ -54,6 +56,7 @@ class Sharing:
 
     def __init__(self, client: EngineClient, askers: int) -> None:
         self.busy = False
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._client = client
         self._askers = askers
         self._folder = private_folder()
@@ -67,6 +70,7 @@ class Sharing:
         self._router.bind(f"ipc://{self._folder}/asker")
         self._heard.bind("inproc://heard")
         self._tell.connect("inproc://heard")
+        self._news: deque[tuple[bytes, bytes]] = deque()  # what the engine said and nobody was told yet
         self._state: list[bytes] = []  # what a newcomer is told first
         self._here: set[bytes] = set()
         self._running: dict[bytes, set[str]] = {}  # ids of requests, by who asked
@@ -123,10 +127,16 @@ class Sharing:
             self._forget(message.request_ids)
         elif isinstance(message, (wire.Embedded, wire.Scored)):
             self._forget([message.request_id])
-        self._tell.send_multipart([READY if isinstance(message, wire.Ready) else SAID, raw])
+        self._note(READY if isinstance(message, wire.Ready) else SAID, raw)
 
     def ended(self, reason: str, *, again: bool) -> None:
-        self._tell.send_multipart([OVER if again else DEAD, reason.encode()])
+        self._note(OVER if again else DEAD, reason.encode())
+
+    def _note(self, kind: bytes, raw: bytes) -> None:
+        """The thread is woken once for all that it has not taken up."""
+        self._news.append((kind, raw))
+        if len(self._news) == 1:
+            self._tell.send(b"")
 
     # -- the thread -----------------------------------------------------------------------------------------------------
 
@@ -138,16 +148,27 @@ class Sharing:
         while not self._over.is_set():
             ready = dict(poller.poll(int(WATCH_SECONDS * 1000)))
             if self._heard in ready:
-                kind, raw = self._heard.recv_multipart()
-                if kind != SAID:
-                    self._state = [kind, raw]
-                self._tell_all(kind, raw)
+                self._heard.recv()
+                self._tell_news()
             if self._router in ready:
                 self._take(*self._router.recv_multipart())
             if trouble != self._client.trouble:
                 trouble = self._client.trouble
                 self._tell_all(TROUBLE, trouble.encode())
             self._look_at_children()
+
+    def _tell_news(self) -> None:
+        """All there is in one message to each: every sending lets another thread have the interpreter."""
+        frames: list[bytes] = []
+        for _ in range(len(self._news)):
+            kind, raw = self._news.popleft()
+            if kind != SAID:
+                self._state = [kind, raw]
+            frames += [kind, raw]
+        if frames:
+            self._tell_all(*frames)
+        if self._news:  # it came meanwhile, when there was something already
+            self._tell_news()
 
     def _tell_all(self, *message: bytes) -> None:
         for name in self._here:
@@ -196,6 +217,7 @@ class SharedEngine(EngineCalls):
 
     def __init__(self, place: Place) -> None:
         super().__init__(itertools.count(place.number, place.askers))
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._trouble = ""
         self._context = zmq.Context()
         self._context.linger = 0
@@ -245,7 +267,9 @@ class SharedEngine(EngineCalls):
             if self._heard in ready:
                 self._socket.send_multipart([SAID, self._heard.recv()])
             if self._socket in ready:
-                self._take(*self._socket.recv_multipart())
+                frames = self._socket.recv_multipart()
+                for kind, raw in zip(frames[::2], frames[1::2], strict=True):
+                    self._take(kind, raw)
 
     def _take(self, kind: bytes, raw: bytes) -> None:
         if kind == TROUBLE:
