@@ -217,7 +217,7 @@ class Engine:
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._scheduler.waiting) + len(self._arrivals.preparing)
+        return self._scheduler.num_waiting + len(self._arrivals.preparing)
 
     def _admit_prepared(self) -> None:
         """Who waits for a grammar that is ready by now waits for a place, or has nothing to wait for."""

@@ -1,7 +1,7 @@
 """Prompts that are read and not gone on with: for their hidden states, and for how likely each of their tokens is.
 
-They are requests like others to the scheduler, with a place and pages of their own, but they decode nothing. Of the placed ones
-the first computes its next tokens between two steps of the others, so that these go on beside a prompt of any length.
+They are requests like others to the scheduler, but they decode nothing, and only the first of them has a place and pages. It
+computes its next tokens between two steps of the others, so that these go on beside a prompt of any length.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ A sequence whose pages were found elsewhere and are being copied is placed and h
 one whose prompt is begun. Nobody waits for a copy, unless nothing else is to be done. A row whose grammar is late is held too,
 and nobody waits for that.
 
+Prompts that are only read are computed one after the other, so one at a time is placed. The others wait in a queue of their
+own, where they hold back nobody; for a place and for pages the first of them has its turn in the order as all have.
+
 A step may be made while the one before is under way, and its tokens unknown. ``land`` reads that one first, and says whether
 there was one: for steps that depend on its tokens (``_needs_host``), and where one that ends would make room.
 """
@@ -51,7 +54,6 @@ class Scheduler:
         land: Callable[[], bool],
         drafting: Drafting | None = None,
     ) -> None:
-        self.waiting: list[Sequence] = []  # sorted by key
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of all sequences ever admitted, each counted once
         self.num_cached_tokens = 0  # of these, found in the cache
@@ -61,11 +63,17 @@ class Scheduler:
         self._land = land
         self._budget = max_num_batched_tokens
         self._drafting = drafting
-        self._reading: dict[str, Sequence] = {}  # placed, and only read
+        self._waiting: list[Sequence] = []  # sorted by key
+        self._to_read: list[Sequence] = []  # the same, of those that are only read
+        self._reading: Sequence | None = None  # placed, and only read
         self._arriving: dict[str, tuple[Sequence, tuple[Copying, ...]]] = {}  # held sequences, by request id
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + len(self._to_read)
+
     def wait(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=_key)
+        insort(self._queue(sequence), sequence, key=_key)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is; a placed one gives back its row and pages."""
@@ -73,11 +81,16 @@ class Scheduler:
             if self._drafting is not None:
                 self._drafting.forget(sequence.request_id)
             self._arriving.pop(sequence.request_id, None)
-            self._reading.pop(sequence.request_id, None)
+            if self._reading is sequence:
+                self._reading = None
             self._blocks.release(sequence.row)
             self._rows.vacate(sequence)
         else:
-            del self.waiting[bisect_left(self.waiting, sequence.key, key=_key)]
+            queue = self._queue(sequence)
+            del queue[bisect_left(queue, sequence.key, key=_key)]
+
+    def _queue(self, sequence: Sequence) -> list[Sequence]:
+        return self._waiting if sequence.read is None else self._to_read
 
     def schedule(self) -> Step | None:
         """The next step, or None when nobody is placed or waits, or all who are placed wait for their grammars or are read."""
@@ -92,13 +105,13 @@ class Scheduler:
         left = self._budget - len(decoding) - (0 if drafted is None else int(drafted.sum()))
         budget = StepBudget(total=self._budget, left=left, num_decodes=len(decoding))
         begun = sorted(rows.at(np.flatnonzero(wanted > 1)), key=_key)
-        if not (begun or self.waiting or self._arriving):
+        if not (begun or self.num_waiting or self._arriving):
             return self._step(decoding, [], drafted) if len(decoding) else None
         granted = self._prompts(begun, budget)
         if not granted and not len(decoding):
             if self._land():
                 return self.schedule()
-            if self.put_off() or self._reading:
+            if self.put_off() or self._reading is not None:
                 return None
             if not self._arriving:
                 # A policy that lets everybody wait while nothing runs would wait for ever: the first one goes on regardless.
@@ -110,7 +123,7 @@ class Scheduler:
                 return self.schedule()
             if not granted:
                 raise EngineDeadError(
-                    f"no page can be had for request {self.waiting[0].request_id} though nothing runs: "
+                    f"no page can be had for request {self._first_waiting().request_id} though nothing runs: "
                     f"{self._blocks.num_available} of {self._blocks.pool.total} are free or reclaimable"
                 )
         return self._step(decoding, granted, drafted)
@@ -152,7 +165,7 @@ class Scheduler:
         for index, sequence in enumerate(begun):
             if not budget.left:
                 return granted
-            budget.num_behind = len(begun) - index - 1 + min(len(self.waiting), rows.num_free)
+            budget.num_behind = len(begun) - index - 1 + min(len(self._waiting), rows.num_free)
             row = sequence.row
             if tokens := self._grant(int(rows.length[row] - rows.computed[row]), budget, insist):
                 granted.append((row, tokens))
@@ -161,24 +174,27 @@ class Scheduler:
         if insist and granted:
             return granted
         passed_over = 0
-        while budget.left and rows.num_free and passed_over < min(len(self.waiting), MOST_PASSED_OVER):
-            sequence = self.waiting[passed_over]
+        while budget.left and rows.num_free and passed_over < MOST_PASSED_OVER:
+            following = self._next_waiting(passed_over)
+            if following is None:
+                break
+            sequence = following
             hit = self._blocks.find(sequence)
             if hit is None:
                 break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
             if sequence.read is not None:
-                self._place(passed_over, hit)
-                self._reading[sequence.request_id] = sequence
+                self._place(sequence, hit)
+                self._reading = sequence
                 sequence.read.restart()
                 continue
-            budget.num_behind = min(len(self.waiting) - passed_over, rows.num_free) - 1
+            budget.num_behind = min(len(self._waiting) - passed_over, rows.num_free) - 1
             if hit.arriving:
-                row = self._place(passed_over, hit)
+                row = self._place(sequence, hit)
                 rows.held[row] = True
                 self._arriving[sequence.request_id] = sequence, hit.arriving
                 continue
             if tokens := self._grant(len(sequence.tokens) - hit.num_tokens, budget, insist):
-                granted.append((self._place(passed_over, hit), tokens))
+                granted.append((self._place(sequence, hit), tokens))
                 if insist:
                     break
                 continue
@@ -188,9 +204,18 @@ class Scheduler:
             passed_over += 1
         return granted
 
-    def _place(self, index: int, hit: Hit) -> int:
-        """The row of what was the ``index``-th waiting sequence."""
-        sequence = self.waiting.pop(index)
+    def _next_waiting(self, index: int) -> Sequence | None:
+        """The ``index``-th that waits to go on, or one to read that may be placed and is before it."""
+        sequence = self._waiting[index] if index < len(self._waiting) else None
+        if not self._to_read or self._reading is not None or (sequence is not None and sequence.key < self._to_read[0].key):
+            return sequence
+        return self._to_read[0]
+
+    def _first_waiting(self) -> Sequence:
+        return min((queue[0] for queue in (self._waiting, self._to_read) if queue), key=_key)
+
+    def _place(self, sequence: Sequence, hit: Hit) -> int:
+        self.remove(sequence)
         row = self._rows.place(sequence, hit.num_tokens)
         self._blocks.attach(row, hit)
         if sequence.num_cached < 0:
@@ -200,12 +225,12 @@ class Scheduler:
         return row
 
     def reading(self) -> tuple[Sequence, int] | None:
-        """Of the placed sequences that are only read the first, and how many of its tokens may be computed now."""
-        if not self._reading:
+        """The placed sequence that is only read, and how many of its tokens may be computed now."""
+        if self._reading is None:
             return None
         others = int(np.count_nonzero(self._rows.wanted))
         most = max(1, self._budget - others)
-        return min(self._reading.values(), key=_key), min(most, MOST_READ_BESIDE) if others else most
+        return self._reading, min(most, MOST_READ_BESIDE) if others else most
 
     def put_off(self) -> list[Sequence]:
         """Sequences that are held until their grammar has said what may come next."""

@@ -270,3 +270,35 @@ def test_prompts_that_are_read_wait_like_others():
     with pytest.raises(RequestError, match="1 requests wait already: try again later") as full:
         engine.add(to_read(LONG, "likelihoods", 0, "another"))
     assert full.value.status == 429
+
+
+def test_prompts_that_are_read_take_one_place_together():
+    engine = reading_engine(budget=16, seqs=2, pages=60)  # two of them have room
+    for number in range(5):
+        engine.add(to_read(LONG, "likelihoods", 0, f"read{number}"))
+    engine.add(plain("beside", [1, 2], max_tokens=3, ignore_eos=True))
+    events, answers = {}, []
+    while not events:
+        collect(events, engine.step())
+        answers += engine.answers()
+    assert (engine._runner.done, answers) == (["s"], [])
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (2, 4)
+    assert engine.abort("read3")
+    rest, found = run(engine)
+    assert list(found) == ["read0", "read1", "read2", "read4"]
+    for name in found:
+        np.testing.assert_allclose([each.logprob for each in found[name].logprobs], expected_logprobs(LONG), atol=1e-6)
+    assert (len(tokens_of(events["beside"] + rest["beside"])), rest["read3"][-1].finish_reason) == (3, "abort")
+    assert_idle(engine)
+
+
+def test_one_to_read_has_its_turn_for_a_place():
+    engine = reading_engine(budget=16, seqs=1)
+    for name in ("first", "second"):
+        engine.add(plain(name, [1, 2], max_tokens=3, ignore_eos=True))
+        engine.add(to_read(LONG, "likelihoods", 0, f"read behind {name}"))
+    ended = []
+    while engine.has_work:
+        ended += [event.request_id for event in engine.step() if event.finish_reason]
+        ended += [each.request_id for each in engine.answers()]
+    assert ended == ["first", "read behind first", "second", "read behind second"]
