@@ -27,7 +27,7 @@ from frontends.openai_http import (
 )
 from frontends.openai_http.door import Door
 from frontends.openai_http.edge import REQUEST_ID, Edge
-from frontends.openai_http.keys import OPEN, Guard, keys_of
+from frontends.openai_http.keys import OPEN, Guard, keys_of, operators_of
 from frontends.openai_http.rates import LimitRates
 from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.together import Together
@@ -68,14 +68,14 @@ def create_app(
     door = Door(service, section or HttpSettings(), together)
     app = FastAPI(title="dovetail", version=door.version, openapi_url=None)
     app.state.door = door
-    keys = keys_of(door.section)
+    keys, operators = keys_of(door.section), operators_of(door.section)
     files = page.files_of(service.page) if service.page is not None else {}
     # What is added last is passed first.
     if door.rates.limited:
         app.add_middleware(LimitRates, rates=door.rates)
-    if len(keys):
+    if len(keys) or len(operators):
         refused = fastdeploy.UNAUTHORIZED if door.section.compat == fastdeploy.NAME else None
-        app.add_middleware(Guard, keys=keys, open_paths=OPEN | files.keys(), refused=refused)
+        app.add_middleware(Guard, keys=keys, operators=operators, open_paths=OPEN | files.keys(), refused=refused)
     if metrics_port is not None:
         app.add_middleware(MetricsApart, port=metrics_port)
     if door.section.allowed_origins:

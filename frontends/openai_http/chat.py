@@ -14,7 +14,7 @@ from core.errors import RequestError
 from core.interfaces.frontend import ChatTemplate, TextDelta, TokenInfo
 from frontends.openai_http.body import read_body
 from frontends.openai_http.deltas import while_connected
-from frontends.openai_http.door import Call, Door
+from frontends.openai_http.door import Door
 from frontends.openai_http.generation import LOWEST_LOGPROB, Form, Gathered, answer, encode
 from frontends.openai_http.outline import Gained, Outline, outline, template_fields
 from frontends.openai_http.params import chat_names, chat_params, check_limits, prompt_logprobs, renamed
@@ -97,7 +97,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         prompt = await chat_prompt(door, body)
         outlined = outline(door.service, body, prompt)
         params = outlined.guided(params)
-        call = Call.of(body, "chatcmpl", model, [prompt], params)
+        call = door.call(body, "chatcmpl-", model, [prompt], params)
         try:
             check_limits(door.service.card, prompt, params)
             form: Form = (chat := ChatForm(outlined, params.n))

@@ -16,7 +16,7 @@ from core.interfaces.frontend import ModelCard, TextDelta, TokenInfo
 from core.interfaces.request import SamplingParams
 from frontends.openai_http.body import read_body
 from frontends.openai_http.deltas import while_connected
-from frontends.openai_http.door import Call, Door
+from frontends.openai_http.door import Door
 from frontends.openai_http.form import field_of
 from frontends.openai_http.generation import Form, Gathered, answer, encode
 from frontends.openai_http.params import check_limits, completion_params, fitted, prompt_logprobs, renamed
@@ -93,7 +93,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         params = fitted(body, params, door.service.card.max_model_len - max(map(len, prompts)))
         for prompt in prompts:
             check_limits(door.service.card, prompt, params)
-        call = Call.of(body, "cmpl", model, prompts, params)
+        call = door.call(body, "cmpl-", model, prompts, params)
         most = prompt_logprobs(body, door.section.max_logprobs)
         try:
             scored = None if most is None else await while_connected(request.receive, scores(door, call, most))

@@ -1,10 +1,12 @@
 """What an operator does to a running server: end requests, take no new ones for a while, take them again.
 
-Paths and bodies are FastDeploy's. Where keys are wanted they are wanted here too.
+Paths and bodies are FastDeploy's. Anybody may end calls of one's own; all else is an operator's: who shows such a key, or,
+where there are no keys at all, whoever reaches a loopback address.
 """
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +18,7 @@ from starlette.responses import Response
 
 from core.errors import RequestError
 from frontends.openai_http.body import read_json
+from frontends.openai_http.current import asker, operator
 from frontends.openai_http.deltas import while_connected
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
@@ -43,9 +46,12 @@ def add_routes(app: FastAPI, door: Door) -> None:
     async def abort_requests(request: Request) -> Response:
         """What was generated so far is answered, with the finish reason "abort"."""
         body = await read_json(request, AbortBody, door.section.max_request_bytes)
+        if body.abort_all:
+            _check_operator(door, "ends all requests")
         names = None if body.abort_all else body.req_ids or []
-        aborted, missing = await door.abort(names)
-        for others, not_theirs in await _others(door, "abort", names):
+        who = None if _is_operator(door) else asker.get()
+        aborted, missing = await door.abort(names, who)
+        for others, not_theirs in await _others(door, "abort", (names, who)):
             aborted |= others
             missing = [name for name in missing if name in not_theirs]
         told = [{"request_id": call_id, "output_token_count": count} for call_id, count in aborted.items()]
@@ -54,6 +60,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/pause")
     async def pause(request: Request) -> Response:
         """New calls are refused with 503. Running ones are ended as by an abort, or with ``?mode=wait`` waited for."""
+        _check_operator(door, "pauses this server")
         mode = request.query_params.get("mode", "abort")
         if mode not in MODES:
             raise RequestError(f"mode is {' or '.join(MODES)}, not {mode[:40]!r}", param="mode")
@@ -61,7 +68,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
         await _others(door, "pause", True)
         if mode == "abort":
             await door.abort(None)
-            await _others(door, "abort")
+            await _others(door, "abort", (None, None))
         async for _ in request.stream():  # a body may be there; it says nothing
             pass
         await while_connected(request.receive, _idle(door))
@@ -69,6 +76,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
     @app.post("/v1/resume")
     async def resume() -> Response:
+        _check_operator(door, "resumes this server")
         door.paused = False
         await _others(door, "pause", False)
         return _done({"is_paused": False})
@@ -81,8 +89,8 @@ def add_routes(app: FastAPI, door: Door) -> None:
 def answers(door: Door) -> Answers:
     """To what the other processes at this door ask."""
 
-    async def abort(names: list[str] | None) -> Any:
-        return await door.abort(names)
+    async def abort(asked: tuple[list[str] | None, str | None]) -> Any:
+        return await door.abort(*asked)
 
     async def pause(paused: bool) -> None:
         door.paused = paused
@@ -97,6 +105,30 @@ def answers(door: Door) -> Answers:
         return door.metrics.samples()
 
     return {"abort": abort, "pause": pause, "is_paused": is_paused, "idle": idle, "metrics": metrics}
+
+
+def _is_operator(door: Door) -> bool:
+    section = door.section
+    if section.operator_key or section.api_key or section.api_key_file is not None:
+        return operator.get()
+    return is_loopback(section.host)
+
+
+def _check_operator(door: Door, what: str) -> None:
+    if not _is_operator(door):
+        raise RequestError(
+            f"only an operator {what}: show a key that the server was started with as --openai-http-operator-key",
+            code="operator_only",
+            status=403,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody from another machine can reach it."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _others(door: Door, what: str, about: Any = None, **patience: float | None) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -55,15 +56,15 @@ class Call:
 
     @classmethod
     def of(cls, body: GenerationBody, kind: str, model: str, prompts: Sequence[list[int]], params: SamplingParams) -> Call:
-        """``kind`` begins the id, which goes on as the request says, or at random."""
+        """``kind`` begins the id, with a mark behind it; it goes on as the request says, or at random."""
         options = body.stream_options
         return cls(
-            id=f"{kind}-{body.request_id or uuid4().hex}",
+            id=f"{kind}{body.request_id or uuid4().hex}",
             model=model,
             created=int(time.time()),
             prompts=prompts,
             params=params,
-            priority=body.priority,
+            priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             stream=bool(body.stream),
             include_usage=bool(options and options.include_usage),
@@ -88,6 +89,7 @@ class _Reading:
     """Prompts that are read and not gone on with. ``ended``: why, if not because it is done."""
 
     task: asyncio.Task[Any]
+    asker: str
     ended: Exception | None = None
 
     def end(self, reason: Exception) -> None:
@@ -184,10 +186,28 @@ class Door:
                 status=429,
             )
 
+    def call(self, body: GenerationBody, kind: str, model: str, prompts: Sequence[list[int]], params: SamplingParams) -> Call:
+        """As ``Call.of``. :raises RequestError: for a rank that a request may not give itself here."""
+        allowed, rank = self.section.priorities, body.priority or 0
+        if rank and allowed == "none":
+            raise RequestError(
+                "this server takes no priority from requests: leave it out",
+                param="priority",
+                code="unsupported_parameter",
+            )
+        if rank < 0 and allowed == "lower":
+            raise RequestError(
+                f"priority must be at least 0, got {rank}: a request may let others go first, and may go before them "
+                "where the server was started with --openai-http-priorities all",
+                param="priority",
+                code="unsupported_parameter",
+            )
+        return Call.of(body, kind, model, prompts, params)
+
     def _admit_as(self, call_id: str) -> None:
         self.admit()
         if call_id in self._calls or call_id in self._readings:
-            raise RequestError(f"the request id {call_id!r} is in use", param="request_id")
+            raise RequestError(f"the request id {call_id!r} is in use", param="request_id", code="duplicate_id")
 
     async def reading_call(self, call_id: str, work: Coroutine[Any, Any, Result]) -> Result:
         """What ``work`` gives, for which the model reads prompts. It is a call like others while it runs.
@@ -201,7 +221,7 @@ class Door:
             work.close()
             raise
         task = asyncio.ensure_future(work)
-        self._readings[call_id] = reading = _Reading(task)
+        self._readings[call_id] = reading = _Reading(task, asker.get())
         self._note_calls()
         try:
             return await task
@@ -259,15 +279,17 @@ class Door:
             message = f"no token came within {self.section.max_waiting_time:g} s, the longest a call may wait: try again later"
             running.deltas.fail(RequestError(message, code="timeout", status=429))
 
-    async def abort(self, names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
+    async def abort(self, names: Sequence[str] | None, who: str | None = None) -> tuple[dict[str, int], list[str]]:
         """End these calls, or all of them: their answers end with what they have, and the finish reason "abort".
 
         Of a call whose prompts are only read there is nothing to have: its answer is an error.
 
+        :param who: whose they are: those of others are not found; None for anybody's.
         :returns: the calls that were ended, by id, with how many tokens each had; and the names that no call has.
         """
-        every = [*self._calls, *self._readings]
-        ids = {name: call_id for call_id in every for name in (call_id, call_id.partition("-")[2])}
+        askers = {call_id: call.asker for calls in (self._calls, self._readings) for call_id, call in calls.items()}
+        every = [call_id for call_id, whose in askers.items() if who in (None, whose)]
+        ids = {name: call_id for call_id in every for name in (call_id, _bare(call_id))}
         wanted = every if names is None else [ids[name] for name in names if name in ids]
         aborted = {}
         for call_id in dict.fromkeys(wanted):
@@ -297,6 +319,11 @@ class Door:
             running.deltas.fail(reason)
         for reading in self._readings.values():
             reading.end(reason)
+
+
+def _bare(call_id: str) -> str:
+    """Without the word that says what kind of call it is."""
+    return re.split("[-_]", call_id, maxsplit=1)[1]
 
 
 def _version() -> str:

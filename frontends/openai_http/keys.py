@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import UserError, forbidden
-from frontends.openai_http.current import asker
+from frontends.openai_http.current import asker, operator
 from frontends.openai_http.errors import error_body, refusal
 from frontends.openai_http.settings import HttpSettings
 
@@ -58,12 +58,36 @@ def keys_of(section: HttpSettings) -> Keys:
     return Keys(_named(number, entry) for number, entry in enumerate(entries, 1))
 
 
+def operators_of(section: HttpSettings) -> Keys:
+    """:raises UserError: for an empty key."""
+    entries = [secret.get_secret_value() for secret in section.operator_key]
+    if not all(entry.strip() for entry in entries):
+        raise UserError.of(
+            "an operator's key is empty",
+            "openai_http.operator_key",
+            "--openai-http-operator-key KEY; if a shell variable has the key, see that it is set",
+            "leave it out if nobody is to pause this server",
+        )
+    named = (_named(number, entry) for number, entry in enumerate(entries, 1))
+    return Keys((f"operator {name.removeprefix('key ')}", key) for name, key in named)
+
+
 class Guard:
     """Lets in who shows a key, or asks for what is open to all."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: Set[str] = OPEN, refused: Mapping[str, Any] | None = None) -> None:
-        """:param refused: what is told to who shows none, instead of why."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        operators: Keys,
+        open_paths: Set[str] = OPEN,
+        refused: Mapping[str, Any] | None = None,
+    ) -> None:
+        """:param keys: without any, everybody is let in, and an operator is who shows an operator's.
+        :param refused: what is told to who shows none, instead of why.
+        """
         self._app = app
+        self._operators = operators
         self._refused = refused
         self._keys = keys
         self._open = open_paths
@@ -74,6 +98,12 @@ class Guard:
             return
         key = _shown(Headers(scope=scope))
         owner = self._keys.owner(key) if key else None
+        if key and (named := self._operators.owner(key)) is not None:
+            owner = named
+            operator.set(True)
+        elif not len(self._keys):
+            await self._app(scope, receive, send)
+            return
         if owner is not None:
             asker.set(owner)
             log.debug("%s %s by %s", scope["method"], scope["path"], owner)

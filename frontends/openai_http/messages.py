@@ -137,7 +137,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
             outlined = outline(door.service, chat, prompt)
             params = outlined.guided(params)
             check_limits(door.service.card, prompt, params)
-            call = Call.of(chat, "msg", model, [prompt], params)
+            call = door.call(chat, "msg_", model, [prompt], params)
             return await tell(door, request, call, MessageStory(call, outlined))
         except RequestError as error:
             raise renamed(error, {**chat_names(chat), **_NAMES}) from None

@@ -226,7 +226,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
             outlined = outline(door.service, chat, prompt)
             params = outlined.guided(params)
             check_limits(door.service.card, prompt, params)
-            call = Call.of(chat, "resp", model, [prompt], params)
+            call = door.call(chat, "resp_", model, [prompt], params)
             return await tell(door, request, call, ResponseStory(call, body, outlined))
         except RequestError as error:
             raise renamed(renamed(error, names), {"response_format": "text"}) from None

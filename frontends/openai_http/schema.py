@@ -209,7 +209,7 @@ class GenerationBody(Wire):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
     response_format: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from frontends.openai_http.app import create_app
 from frontends.openai_http.control import answers
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import StoppingError
-from frontends.openai_http.keys import keys_of
+from frontends.openai_http.keys import keys_of, operators_of
 from frontends.openai_http.protocol import HttpProtocol
 from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.together import Together, private_folder
@@ -63,6 +63,7 @@ class OpenAIServer(FrontEnd):
             self._together, self._metrics_port = other.together, other.metrics_port
         else:
             _check_certificate(section)
+            operators_of(section)
             keys_of(section)  # now, so that a server that would let in everybody or nobody loads no model
             self._bound = _bind(section.host, section.port)  # now, so that a port in use is told before a model is loaded
         try:

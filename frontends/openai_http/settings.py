@@ -28,6 +28,15 @@ class HttpSettings(Section, frozen=True):
         default=(), description="keys, one of which every request must show; NAME=KEY names it in logs; none: everybody may ask"
     )
     api_key_file: str | None = Field(default=None, description="a file of such keys, one a line; # begins a comment")
+    operator_key: tuple[SecretStr, ...] = Field(
+        default=(),
+        description="keys that may also pause the server and end others' calls; "
+        "none: where no key is wanted and the host is a loopback address everybody may, elsewhere nobody",
+    )
+    priorities: Literal["none", "lower", "all"] = Field(
+        default="lower",
+        description="what a request may say of its rank: nothing, that others go first (0 and above), or anything",
+    )
     requests_per_minute: int | None = Field(
         default=None, ge=1, description="posts that one key, or without keys one address, may send; default: any number"
     )

@@ -138,8 +138,9 @@ def test_one_unknown_key_in_a_section(tmp_path):
     assert refused("--config", "demo.toml", "--explain", cwd=tmp_path) == (
         "dovetail: error: plugin openai_http has no setting 'prot'; did you mean 'port'?\n"
         "  set by: demo.toml:4\n"
-        "  remedy: its settings: host, port, metrics_port, max_request_bytes, max_concurrency, api_key, api_key_file, "
-        "requests_per_minute, tokens_per_minute, max_waiting_time, allowed_origins, allowed_methods, allowed_headers, "
+        "  remedy: its settings: host, port, metrics_port, api_server_count, max_request_bytes, max_concurrency, api_key, "
+        "api_key_file, operator_key, priorities, requests_per_minute, tokens_per_minute, max_waiting_time, allowed_origins, "
+        "allowed_methods, allowed_headers, "
         "allow_credentials, ssl_certfile, ssl_keyfile, access_log, otlp_traces_endpoint, compat, max_logprobs, "
         "trust_request_chat_template\n"
     )

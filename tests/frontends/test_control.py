@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.frontends.fake_service import FakeService
 from tests.frontends.in_process import asked, posted, web_client
 
@@ -78,3 +80,74 @@ def test_a_pause_may_wait_for_what_runs():
     waited, status, error = asked(web_client, service, use)
     assert (waited, status) == (True, 200)
     assert (error["param"], error["message"]) == ("mode", "mode is abort or wait, not 'now'")
+
+
+def test_a_key_ends_its_own_calls_and_an_operator_everybodys():
+    service = FakeService()
+    ann, ben, boss = ({"authorization": f"Bearer {key}"} for key in ("a", "b", "o"))
+    mine = {**HELD, "request_id": "mine"}
+
+    async def use(web):
+        call = asyncio.create_task(web.post(COMPLETE, json=mine, headers=ann))
+        while service.held < 1:
+            await asyncio.sleep(0)
+        by_ben = await web.post("/v1/abort_requests", json={"req_ids": ["mine", "cmpl-mine"]}, headers=ben)
+        refused = [
+            await web.post(path, json={"abort_all": True}, headers=ann)
+            for path in ("/v1/abort_requests", "/v1/pause", "/v1/resume")
+        ]
+        again = await web.post(COMPLETE, json=mine, headers=ben)
+        by_boss = await web.post("/v1/abort_requests", json={"req_ids": ["mine"]}, headers=boss)
+        paused = await web.post("/v1/pause", headers=boss)
+        return await call, by_ben, refused, again, by_boss, paused
+
+    section = {"api_key": ("ann=a", "ben=b"), "operator_key": ("o",)}
+    call, by_ben, refused, again, by_boss, paused = asked(web_client, service, use, **section)
+    assert by_ben.json()["result"] == {"aborted": [], "not_found": ["mine", "cmpl-mine"]}
+    assert [(each.status_code, each.json()["error"]["code"]) for each in refused] == [(403, "operator_only")] * 3
+    assert refused[1].json()["error"]["message"] == (
+        "only an operator pauses this server: show a key that the server was started with as --openai-http-operator-key"
+    )
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "duplicate_id")
+    assert [each["request_id"] for each in by_boss.json()["result"]["aborted"]] == ["cmpl-mine"]
+    assert (call.json()["choices"][0]["finish_reason"], paused.status_code) == ("abort", 200)
+
+
+@pytest.mark.parametrize(
+    ("section", "shown", "status"),
+    [
+        ({"host": "::1"}, {}, 200),
+        ({"host": "localhost"}, {}, 200),
+        ({"host": "0.0.0.0"}, {}, 403),
+        ({"host": "0.0.0.0", "operator_key": ("o",)}, {"x-api-key": "o"}, 200),
+        ({"operator_key": ("o",)}, {"x-api-key": "p"}, 403),
+        ({"api_key": ("k",)}, {"x-api-key": "k"}, 403),
+    ],
+)
+def test_who_is_an_operator(section, shown, status):
+    assert posted("/v1/pause", {}, FakeService(), shown, **section).status_code == status
+    if "api_key" not in section:  # everybody else may ask as before
+        assert posted(COMPLETE, {"prompt": "x"}, FakeService(), **section).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("priorities", "taken", "refused", "told"),
+    [
+        (
+            "lower",
+            (None, 0, 7),
+            -1,
+            "priority must be at least 0, got -1: a request may let others go first, and may go before",
+        ),
+        ("none", (None, 0), 7, "this server takes no priority from requests: leave it out"),
+        ("all", (-7, 7), 1 << 31, "priority: input should be less than"),
+    ],
+)
+def test_a_request_may_step_back_and_before_others_where_the_operator_says_so(priorities, taken, refused, told):
+    service = FakeService()
+    for rank in taken:
+        assert posted(COMPLETE, {"prompt": "x", "priority": rank}, service, priorities=priorities).status_code == 200
+    assert [request[3] for request in service.requests] == [rank or 0 for rank in taken]
+    error = posted(COMPLETE, {"prompt": "x", "priority": refused}, service, priorities=priorities)
+    assert (error.status_code, error.json()["error"]["param"]) == (400, "priority")
+    assert error.json()["error"]["message"].startswith(told)

@@ -33,7 +33,7 @@ def test_an_answer_is_a_message_with_its_usage():
     )
     assert usage.input_tokens_details.cached_tokens == 2
     assert (response.instructions, response.metadata, response.temperature) == ("be brief", {"a": "b"}, 0.5)
-    assert response.id.startswith("resp-")
+    assert response.id.startswith("resp_")
     [(_, ids, params, *_)] = service.requests
     assert (service.tokenizer.decode(ids), params.temperature, params.max_tokens) == (prompt, 0.5, None)
 
@@ -146,9 +146,9 @@ def test_how_hard_to_think_is_for_the_template():
         ),
         ({"input": "x", "background": True}, "background", "background is not supported by this server"),
         (
-            {"input": "x", "previous_response_id": "resp-1"},
+            {"input": "x", "previous_response_id": "resp_1"},
             "previous_response_id",
-            "there is no response 'resp-1': this server keeps none; send the whole conversation as input",
+            "there is no response 'resp_1': this server keeps none; send the whole conversation as input",
         ),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]", "tools[0] is of type 'web_search'"),
         ({"input": "x", "n": 2}, "n", "n is not supported by this route: /v1/chat/completions has it"),
@@ -167,5 +167,5 @@ def test_what_is_refused(body, param, message):
 
 
 def test_no_response_is_kept():
-    with pytest.raises(openai.NotFoundError, match="there is no response 'resp-1': this server keeps none"):
-        asked(openai_client, FakeService(), lambda client: client.responses.retrieve("resp-1"))
+    with pytest.raises(openai.NotFoundError, match="there is no response 'resp_1': this server keeps none"):
+        asked(openai_client, FakeService(), lambda client: client.responses.retrieve("resp_1"))
