@@ -65,6 +65,10 @@ def forbidden(error: PermissionError) -> UserError:
     )
 
 
+INTERNAL = "an internal error; the server's log has the cause"
+"""What is told of an error that nobody foresaw: its own text may hold anything."""
+
+
 class RequestError(ValueError):
     """A request that cannot be served as it is. Front ends map it to a 4xx with ``param`` and ``code``."""
 

@@ -120,7 +120,7 @@ class EngineClient(EngineCalls):
     def _give_up(self, life: EngineProcess, error: Exception) -> None:
         """Nobody reads any more what the engine says: whoever waits for it hears of that, and its process ends."""
         log.error("the engine can be watched no longer", exc_info=error)
-        dead = EngineDeadError(f"the engine can be watched no longer: {type(error).__name__}: {error}")
+        dead = EngineDeadError("the engine can be watched no longer; the server's log has the cause")
         with self._lock:
             if self._state in (State.LOADING, State.READY):
                 self._state, self._detail, self._error = State.DEAD, str(dead), dead
@@ -171,24 +171,26 @@ class EngineClient(EngineCalls):
     def _after(self, life: EngineProcess, failure: wire.Failed | None) -> bool:
         """One life is over: start the next one if that was agreed, and tell everybody who waits."""
         error = _why(life, failure)
-        reason = str(error)
+        reason = told = str(error)  # in the log, and to whoever asks from elsewhere
         with self._lock:
             closed = self._state is State.CLOSED
             was_ready = self._settled.is_set()
+            if was_ready and failure is not None and not failure.problems:
+                told = "the engine broke; the server's log has the cause"
             # A user error is the same in the next life; so is whatever breaks the first load.
             again = not closed and was_ready and not isinstance(error, UserError) and self._restarted < self._restarts
             if again:
                 self._restarted += 1
                 count = f"{self._restarted} of {self._restarts}"
-                self._state, self._detail = State.LOADING, f"{reason}; it is being started again ({count})"
+                self._state, self._detail = State.LOADING, f"{told}; it is being started again ({count})"
                 log.error("%s; starting it again (%s)", reason, count)
             elif not closed:
-                self._state, self._detail, self._error = State.DEAD, reason, error
+                self._state, self._detail, self._error = State.DEAD, told, error
                 if was_ready:
                     log.error("%s; it is not started again", reason)
         if failure is not None and failure.traceback:
             log.error("the engine's traceback:\n%s", failure.traceback.rstrip())
-        self._in_loop(self._bury, life, reason)
+        self._in_loop(self._bury, life, told)
         if again:
             again = self._revive()
         for listener in self._listeners:

@@ -19,7 +19,7 @@ from core.engine.gains import Gains
 from core.engine.guiding import Guide
 from core.engine.rows import Rows, Sequence
 from core.engine.scheduler import Scheduler
-from core.errors import EngineDeadError, RequestError
+from core.errors import INTERNAL, EngineDeadError, RequestError
 from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy
 from core.interfaces.compute import Sampled, StepBatch
@@ -33,6 +33,7 @@ from core.interfaces.scheduler import SchedulingPolicy
 log = logging.getLogger("dovetail.engine")
 
 IDLE_SECONDS = 0.002
+STEP_FAILED = "the step failed; the server's log has the cause"  # whose text may hold anything: paths, sizes, others' data
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class Engine:
     def _refuse(self, request_id: str, error: Exception) -> None:
         if not isinstance(error, RequestError):
             log.error("request %s cannot be had", request_id, exc_info=error)
-            error = RequestError(f"internal error: {error}", code="internal_error", status=500)
+            error = RequestError(INTERNAL, code="internal_error", status=500)
         self._answers.append(Answer(request_id, error))
 
     def _wait_for_grammars(self) -> None:
@@ -299,10 +300,11 @@ class Engine:
             self._told += self._gains.take(step, sampled)
 
     def _fail(self, step: Step, error: Exception) -> None:
-        log.error("a step of %d requests failed", len(step.rows), exc_info=error)
         here = self._rows.served[step.rows] == step.served
-        for sequence in self._rows.at(step.rows[here]):
-            self._told.append(self._end(sequence, "error", error=f"{type(error).__name__}: {error}"))
+        sequences = self._rows.at(step.rows[here])
+        names = ", ".join(sequence.request_id for sequence in sequences)
+        log.error("a step of %d requests failed: %s", len(sequences), names, exc_info=error)
+        self._told += [self._end(sequence, "error", error=STEP_FAILED) for sequence in sequences]
 
     def _end(
         self,

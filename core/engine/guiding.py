@@ -103,7 +103,7 @@ class Guide:
 
     def _break(self, error: BaseException) -> None:
         log.error("the grammar of a request broke", exc_info=error)
-        self.error = f"the grammar broke: {type(error).__name__}: {error}"
+        self.error = "the grammar broke; the server's log has the cause"
 
     @staticmethod
     def wait_for_any(guides: Iterable[Guide], seconds: float) -> None:

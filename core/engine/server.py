@@ -23,7 +23,7 @@ import zmq
 
 from core.engine import wire
 from core.engine.watchdog import telling_of_long_steps
-from core.errors import EngineDeadError, ExitCode, RequestError, UserError
+from core.errors import INTERNAL, EngineDeadError, ExitCode, RequestError, UserError
 from core.interfaces.engine import Answer, EngineLike
 from core.interfaces.request import Request
 
@@ -157,7 +157,7 @@ def _add_all(engine: EngineLike, requests: list[Request]) -> wire.Refused | None
             if isinstance(error, RequestError):
                 return _refused(ids, error)
             log.exception("request %s could not be added", request.request_id)
-            return wire.Refused(ids, f"internal error: {error}", None, "internal_error", 500)
+            return wire.Refused(ids, INTERNAL, None, "internal_error", 500)
     return None
 
 

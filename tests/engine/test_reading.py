@@ -238,7 +238,7 @@ def test_a_prompt_that_is_read_can_be_ended_in_the_midst():
     ("error", "told"),
     [
         (RequestError("not to be had", code="c"), ("not to be had", "c", 400)),
-        (ArithmeticError("bad token"), ("internal error: bad token", "internal_error", 500)),
+        (ArithmeticError("bad token"), ("an internal error; the server's log has the cause", "internal_error", 500)),
     ],
 )
 def test_what_goes_wrong_in_reading_ends_its_request_alone(error, told, caplog):

@@ -345,10 +345,14 @@ def test_a_failing_step_ends_its_requests_and_spares_the_others(caplog):
     engine.add(request("good", [1], max_tokens=30, ignore_eos=True, logit_bias={40: -100}))
     engine.add(request("bad", [40], max_tokens=3))
     engine.add(request("waits", [2], max_tokens=3, ignore_eos=True, logit_bias={40: -100}))
-    with caplog.at_level(logging.CRITICAL, logger="dovetail.engine"):
+    with caplog.at_level(logging.ERROR, logger="dovetail.engine"):
         events = drain(engine)
+    [said] = caplog.records
+    assert said.getMessage() == "a step of 2 requests failed: good, bad"
+    assert str(said.exc_info[1]) == "bad token"
     for name in ("good", "bad"):
-        assert (events[name][-1].finish_reason, events[name][-1].error) == ("error", "ArithmeticError: bad token")
+        told = "the step failed; the server's log has the cause"
+        assert (events[name][-1].finish_reason, events[name][-1].error) == ("error", told)
     assert events["waits"][-1].finish_reason == "length"
     assert engine.stats().requests_finished == {"stop": 0, "length": 1, "abort": 0, "error": 2}
     assert_idle(engine)
@@ -393,7 +397,7 @@ def test_a_grammar_that_breaks_ends_its_own_request_alone(caplog, method, others
         events = drain(engine)
     engine.close()
     last = events["bad"][-1]
-    assert (last.finish_reason, last.error) == ("error", "the grammar broke: KeyError: 'no such state'")
+    assert (last.finish_reason, last.error) == ("error", "the grammar broke; the server's log has the cause")
     assert [events[name][-1].finish_reason for name in others] == ["length"] * len(others)
     if others:
         assert tokens_of(events["good"]) == [11, 12, 13]

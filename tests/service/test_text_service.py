@@ -95,7 +95,7 @@ def test_prompts_are_read_in_the_engines_process():
     assert errors == [
         ("nobody wants this", "prompt", 400),
         ("nobody wants this", "prompt", 400),
-        ("internal error: 'a bug in reading'", None, 500),
+        ("an internal error; the server's log has the cause", None, 500),
         ("the prompt is empty: give at least one token", "prompt", 400),
     ]
 
