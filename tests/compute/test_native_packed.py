@@ -12,7 +12,8 @@ from torch.nn import functional
 from core.compute.torch_backend.linear import Target
 from core.compute.torch_backend.native import build, library, packed
 from core.compute.torch_backend.native.backend import NativeBackend
-from core.compute.torch_backend.native.linear import NativeTarget
+from core.compute.torch_backend.native.linear import NativeDense, NativeTarget, whole
+from core.compute.torch_backend.native.memory import HugePages
 from core.interfaces.model import WeightName
 from core.interfaces.quantizer import Packed
 from core.testing.fakes import RowInt8
@@ -211,6 +212,12 @@ def test_other_instructions_compute_the_same(monkeypatch, tmp_path):
     assert packed.instructions() == "avx2"
     for matrix, right in zip(matrices, here, strict=True):
         assert torch.equal(placed(matrix).logits(x), right)
+    weight = inputs(101, 45, seed=2)
+    linear = NativeDense("o", (101, 45), whole(weight), "", HugePages())
+    for tokens in (1, 2, 3, 5, 13):
+        x = inputs(tokens, 45)
+        terms = x.double() @ weight.double().T, x.double().abs() @ weight.double().abs().T
+        assert ((linear.product(x) - terms[0]).abs() <= 3e-6 * terms[1]).all()
 
 
 class ByRow(RowInt8):

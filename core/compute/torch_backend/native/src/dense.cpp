@@ -15,67 +15,101 @@ struct Dense : Linear {
     int64_t panel_pairs() const { return (in_features + 1) / 2; }
 };
 
-constexpr int VECTORS = 2;
-constexpr int64_t PANEL = VECTORS * LANES;
+constexpr int64_t PANEL = 2 * LANES;
+
+// Vectors are a register wide: of wider ones the compiler would keep the sums in memory.
 #if defined(__AVX512F__)
+constexpr int64_t WIDTH = 16;
 constexpr int TOKENS = 12; // multiplied at a time: as many as the registers hold sums for
+constexpr int SOME = 2;    // vectors of a panel at a time
+#elif defined(__AVX__)
+constexpr int64_t WIDTH = 8;
+constexpr int TOKENS = 5;
+constexpr int SOME = 2;
 #else
-constexpr int TOKENS = 2;
+constexpr int64_t WIDTH = 4;
+constexpr int TOKENS = 5;
+constexpr int SOME = 4;
 #endif
+constexpr int ALL = PANEL / WIDTH;
+constexpr int FEW = 2; // tokens by which all vectors of a panel can be multiplied at a time
+typedef float Sums __attribute__((vector_size(WIDTH * 4)));
+typedef uint32_t Bits __attribute__((vector_size(WIDTH * 4)));
 
 #if defined(__AVX512BF16__)
-typedef __m512bh Pairs;
-inline Pairs load_pairs(const uint32_t *from) { return (Pairs)_mm512_loadu_si512(from); }
-inline Floats dot(Floats total, Pairs row, uint32_t token) {
-    return (Floats)_mm512_dpbf16_ps((__m512)total, row, (Pairs)_mm512_set1_epi32(int(token)));
+typedef uint32_t Prepared; // two activations
+
+inline Prepared both(bf16 even, bf16 odd) { return even.bits | uint32_t(odd.bits) << 16; }
+
+template <int M, int V> inline void add(Sums (&total)[M][V], const uint32_t *panel, const Prepared *x, int64_t apart) {
+    __m512bh row[V];
+    for (int v = 0; v < V; ++v) row[v] = (__m512bh)_mm512_loadu_si512(panel + v * WIDTH);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v)
+            total[m][v] = (Sums)_mm512_dpbf16_ps((__m512)total[m][v], row[v], (__m512bh)_mm512_set1_epi32(int(x[m * apart])));
 }
 #else
-struct Pairs {
-    Floats even, odd;
+struct Prepared { // two activations, widened once for all rows
+    float even, odd;
 };
-inline Pairs load_pairs(const uint32_t *from) {
-    Words both;
-    memcpy(&both, from, sizeof both);
-    return {(Floats)(both << 16), (Floats)(both & 0xffff0000u)};
-}
-inline Floats dot(Floats total, Pairs row, uint32_t token) {
-    return total + row.even * widened(bf16{uint16_t(token)}) + row.odd * widened(bf16{uint16_t(token >> 16)});
+
+inline Prepared both(bf16 even, bf16 odd) { return {widened(even), widened(odd)}; }
+
+constexpr int64_t AHEAD = 16; // pairs asked for early: beside the work for several tokens the memory would be left waiting
+
+template <int M, int V> inline void add(Sums (&total)[M][V], const uint32_t *panel, const Prepared *x, int64_t apart) {
+    if (M > 1)
+        for (int64_t line = 0; line < PANEL; line += 16) __builtin_prefetch(panel + AHEAD * PANEL + line);
+    for (int odd = 0; odd < 2; ++odd) { // one after the other: together they do not fit the registers
+        Sums row[V];
+        for (int v = 0; v < V; ++v) {
+            Bits pair;
+            memcpy(&pair, panel + v * WIDTH, sizeof pair);
+            row[v] = (Sums)(odd ? pair & 0xffff0000u : pair << 16);
+        }
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            float token = odd ? x[m * apart].odd : x[m * apart].even;
+            for (int v = 0; v < V; ++v) total[m][v] += row[v] * token;
+        }
+    }
 }
 #endif
 
-template <int M> void tile(const uint32_t *panel, int64_t pairs, const uint32_t *x, int64_t apart, float *out, int64_t stride) {
-    Floats total[M][VECTORS];
+template <int M, int V>
+void tile(const uint32_t *panel, int64_t pairs, const Prepared *x, int64_t apart, float *out, int64_t stride) {
+    Sums total[M][V];
     for (int m = 0; m < M; ++m)
-        for (int v = 0; v < VECTORS; ++v) total[m][v] = Floats{};
-    for (int64_t pair = 0; pair < pairs; ++pair, panel += PANEL) {
-        Pairs row[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) row[v] = load_pairs(panel + v * LANES);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m)
-            for (int v = 0; v < VECTORS; ++v) total[m][v] = dot(total[m][v], row[v], x[m * apart + pair]);
-    }
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < VECTORS; ++v) store(out + m * stride + v * LANES, total[m][v]);
+        for (int v = 0; v < V; ++v) total[m][v] = Sums{};
+    for (int64_t pair = 0; pair < pairs; ++pair) add<M, V>(total, panel + pair * PANEL, x + pair, apart);
+    for (int m = 0; m < M; ++m) memcpy(out + m * stride, total[m], sizeof total[m]);
 }
 
-using Tile = void (*)(const uint32_t *, int64_t, const uint32_t *, int64_t, float *, int64_t);
+template <int M>
+void by_panel(const uint32_t *panel, int64_t pairs, const Prepared *x, int64_t apart, float *out, int64_t stride) {
+    constexpr int V = M <= FEW ? ALL : SOME;
+    for (int64_t row = 0; row < PANEL; row += V * WIDTH) tile<M, V>(panel + row, pairs, x, apart, out + row, stride);
+}
+
+using Tile = void (*)(const uint32_t *, int64_t, const Prepared *, int64_t, float *, int64_t);
 
 template <int M = TOKENS> Tile of_tokens(int64_t tokens) {
     if constexpr (M > 1)
         if (tokens < M) return of_tokens<M - 1>(tokens);
-    return tile<M>;
+    return by_panel<M>;
 }
 
 void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t first, int64_t last, float *out, int64_t stride) {
     const Dense &dense = static_cast<const Dense &>(*linear);
-    const uint32_t *x = static_cast<const uint32_t *>(prepared);
-    int64_t pairs = dense.panel_pairs(), apart = linear->prepared_bytes / 4, tiles = (tokens + TOKENS - 1) / TOKENS;
+    const Prepared *x = static_cast<const Prepared *>(prepared);
+    int64_t pairs = dense.panel_pairs(), apart = linear->prepared_bytes / sizeof(Prepared), tiles = (tokens + TOKENS - 1) / TOKENS;
     for (int64_t row = first; row < last; row += PANEL) {
         const uint32_t *panel = dense.pairs + row * pairs;
         // Tiles that are as alike as can be.
         for (int64_t number = 0; number < tiles; ++number) {
             int64_t token = tokens * number / tiles, own = tokens * (number + 1) / tiles - token;
-            const uint32_t *from = x + token * apart;
+            const Prepared *from = x + token * apart;
             float *to = out + token * stride + row - first;
             if (last - row >= PANEL) {
                 of_tokens(own)(panel, pairs, from, apart, to, stride);
@@ -89,11 +123,19 @@ void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t fi
 }
 
 void prepare(const Linear *linear, const float *x, void *prepared) {
-    bf16 *to = static_cast<bf16 *>(prepared);
+    Prepared *to = static_cast<Prepared *>(prepared);
     int64_t k = 0;
-    for (; k + LANES <= linear->in_features; k += LANES) store(to + k, load(x + k));
-    for (; k < linear->in_features; ++k) narrow(to + k, x[k]);
-    if (k % 2) to[k] = bf16{0};
+    for (; k + LANES <= linear->in_features; k += LANES) {
+        bf16 line[LANES];
+        store(line, load(x + k));
+        for (int64_t each = 0; each < LANES; each += 2) *to++ = both(line[each], line[each + 1]);
+    }
+    for (; k < linear->in_features; k += 2) {
+        bf16 even, odd{0};
+        narrow(&even, x[k]);
+        if (k + 1 < linear->in_features) narrow(&odd, x[k + 1]);
+        *to++ = both(even, odd);
+    }
 }
 
 inline void copy(const bf16 *from, int64_t number, bf16 *to) { memcpy(to, from, number * 2); }
@@ -134,7 +176,9 @@ EXPORT Linear *dense_new(const uint32_t *pairs, int64_t out_features, int64_t in
     linear->rows = rows;
     linear->out_features = out_features;
     linear->in_features = in_features;
-    linear->prepared_bytes = (in_features * 2 + 63) / 64 * 64;
+    int64_t lines = ((in_features + 1) / 2 * int64_t(sizeof(Prepared)) + 63) / 64;
+    // Widened, tokens that lie a multiple of 4096 bytes apart would drive each other from the first cache.
+    linear->prepared_bytes = (sizeof(Prepared) > 4 ? lines | 1 : lines) * 64;
     linear->block = PANEL;
     linear->pairs = pairs;
     return linear;
