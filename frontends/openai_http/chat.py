@@ -91,7 +91,7 @@ class ChatForm:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        body = await door.reading(read_body(request, ChatBody, door.section.max_request_bytes))
+        body = await door.reading(read_body(request, ChatBody, door.intake))
         model = door.model_named(body.model)
         params = chat_params(body, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
         prompt = await chat_prompt(door, body)

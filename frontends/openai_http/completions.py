@@ -84,7 +84,7 @@ class CompletionForm:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = await door.reading(read_body(request, CompletionBody, door.section.max_request_bytes))
+        body = await door.reading(read_body(request, CompletionBody, door.intake))
         model = door.model_named(body.model)
         params = completion_params(body, door.service.card.defaults, door.section.max_logprobs, door.service.tokenizer)
         given = body.prompt if body.prompt_token_ids is None else [body.prompt_token_ids]

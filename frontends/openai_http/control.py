@@ -45,7 +45,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/abort_requests")
     async def abort_requests(request: Request) -> Response:
         """What was generated so far is answered, with the finish reason "abort"."""
-        body = await read_json(request, AbortBody, door.section.max_request_bytes)
+        body = await read_json(request, AbortBody, door.intake)
         if body.abort_all:
             _check_operator(door, "ends all requests")
         names = None if body.abort_all else body.req_ids or []

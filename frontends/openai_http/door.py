@@ -19,6 +19,7 @@ from core.interfaces.request import EngineStats, SamplingParams
 from frontends.openai_http import fastdeploy
 from frontends.openai_http.current import asker
 from frontends.openai_http.deltas import Deltas
+from frontends.openai_http.intake import Intake
 from frontends.openai_http.metrics import Metrics
 from frontends.openai_http.rates import Rates
 from frontends.openai_http.schema import GenerationBody
@@ -103,6 +104,7 @@ class Door:
         self.service = service
         self.together = together
         self.section = section
+        self.intake = Intake(section.max_request_bytes)
         self.metrics = Metrics()
         self.rates = Rates(section.requests_per_minute, section.tokens_per_minute)
         self.version = _version()
@@ -151,10 +153,18 @@ class Door:
         """``body``, once it has come in. A client that is slow with it does not hold up the stop.
 
         :raises Exception: the reason of ``close``, when that came first.
+        :raises RequestError: when as many are on their way as there may be calls.
         """
         if self._closed is not None:
             body.close()
             raise self._closed
+        if len(self._readers) >= self.section.max_concurrency:
+            body.close()
+            raise RequestError(
+                f"the bodies of {len(self._readers)} requests are on their way, the most this server takes: try again later",
+                code="rate_limit_exceeded",
+                status=429,
+            )
         reader = asyncio.ensure_future(body)
         self._readers.add(reader)
         try:

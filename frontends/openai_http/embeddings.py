@@ -41,7 +41,7 @@ class EmbeddingsBody(Wire):
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = await door.reading(read_json(request, EmbeddingsBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, EmbeddingsBody, door.intake))
         model = door.model_named(body.model)
         if body.dimensions is not None:
             raise RequestError(

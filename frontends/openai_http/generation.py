@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from frontends.openai_http.sse import DONE, ChunkWriter, EventStream, event
 
 log = logging.getLogger("dovetail.http")
 LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity
-_LONG_TEXT = 20_000  # characters; tokenizing more than this would hold up every stream for milliseconds
+_LONG_TEXT = 20_000  # characters, or tokens; tokenizing more than this would hold up every stream for milliseconds
 
 
 @dataclass
@@ -154,6 +154,12 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -
     if len(text) < _LONG_TEXT:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+async def decode(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    if len(ids) < _LONG_TEXT:
+        return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    return await asyncio.to_thread(tokenizer.decode, ids, skip_special_tokens=skip_special_tokens)
 
 
 def _shared(door: Door, call: Call, kind: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/dashboard/compose")
     async def compose(request: Request) -> Response:
         """How a launch with these settings would be judged. Nothing is loaded."""
-        asked = await door.reading(read_json(request, ComposeBody, door.section.max_request_bytes))
+        asked = await door.reading(read_json(request, ComposeBody, door.intake))
         answer = await composed(composer().judge, asked.model_dump(exclude_none=True))
         return response_to(200, answer, _NEVER_KEPT)
 

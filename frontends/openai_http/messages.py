@@ -126,7 +126,7 @@ class MessageStory:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/messages")
     async def messages(request: Request) -> Response:
-        body = await door.reading(read_json(request, MessagesBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, MessagesBody, door.intake))
         model = door.model_named(body.model)
         kept = ("stream", "temperature", "top_p", "top_k", "max_tokens")
         chat = _chat(door.service, body, {"stop": body.stop_sequences, **{name: getattr(body, name) for name in kept}})
@@ -144,7 +144,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
-        body = await door.reading(read_json(request, CountBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, CountBody, door.intake))
         door.model_named(body.model)
         return response_to(200, {"input_tokens": len(await chat_prompt(door, _chat(door.service, body, {})))})
 

@@ -42,7 +42,7 @@ _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def chat_params(body: ChatBody, defaults: Mapping[str, Any], max_logprobs: int, tokenizer: Tokenizer) -> SamplingParams:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     wanted = None
     if body.logprobs:

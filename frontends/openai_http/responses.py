@@ -215,7 +215,7 @@ class ResponseStory:
 def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/responses")
     async def responses(request: Request) -> Response:
-        body = await door.reading(read_json(request, ResponsesBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, ResponsesBody, door.intake))
         chat = _chat(body)
         check_supported(chat)
         model = door.model_named(body.model)

@@ -56,11 +56,11 @@ def _content(value: Any) -> str | None:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str):
             raise _wrong(f"part {number} must be an object with a type")
-        if kind != "text":
+        if kind not in ("text", "refusal"):  # a refusal's words are under its own name
             raise _wrong(f"part {number} is of type '{kind[:40]}': this model takes text only")
-        if not isinstance(part.get("text"), str):
-            raise _wrong(f"part {number} needs its text as a string")
-        texts.append(part["text"])
+        if not isinstance(part.get(kind), str):
+            raise _wrong(f"part {number} needs its {kind} as a string")
+        texts.append(part[kind])
     return "\n".join(texts)
 
 

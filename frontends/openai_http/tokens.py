@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from frontends.openai_http.body import read_json
 from frontends.openai_http.chat import chat_prompt
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import invalid, response_to
-from frontends.openai_http.generation import encode
+from frontends.openai_http.generation import decode, encode
 from frontends.openai_http.schema import ChatBody, Message, OfferedTool, Wire
 
 
@@ -63,7 +64,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = await door.reading(read_json(request, TokenizeBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, TokenizeBody, door.intake))
         door.model_named(body.model)
         if body.prompt is not None:
             ids = await encode(tokenizer, body.prompt, add_special_tokens=body.add_special_tokens is not False)
@@ -71,14 +72,14 @@ def add_routes(app: FastAPI, door: Door) -> None:
             ids = await chat_prompt(door, body.chat())
         answer = {"count": len(ids), "max_model_len": card.max_model_len, "tokens": ids}
         if body.return_token_strs:
-            answer["token_strs"] = [tokenizer.token_text(token) for token in ids]
+            answer["token_strs"] = await asyncio.to_thread(list, map(tokenizer.token_text, ids))
         return response_to(200, answer)
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        body = await door.reading(read_json(request, DetokenizeBody, door.section.max_request_bytes))
+        body = await door.reading(read_json(request, DetokenizeBody, door.intake))
         door.model_named(body.model)
-        strange = next((token for token in body.tokens if not 0 <= token < card.vocab), None)
-        if strange is not None:
+        if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < card.vocab:
+            strange = next(token for token in body.tokens if not 0 <= token < card.vocab)
             raise RequestError(f"token id {strange} is outside the vocabulary of {card.vocab}", param="tokens")
-        return response_to(200, {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)})
+        return response_to(200, {"prompt": await decode(tokenizer, body.tokens, skip_special_tokens=body.skip_special_tokens)})

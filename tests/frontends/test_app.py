@@ -263,13 +263,13 @@ def test_all_parameters_reach_the_engine():
         "min_tokens": 2,
         "skip_special_tokens": False,
     }
-    others = {"logit_bias": {"5": -100, "6": 2.5}, "logprobs": 3, "priority": -4, "cache_salt": "chunk=1", "user": "me"}
+    others = {"logit_bias": {"5": -100, "6": 2.5}, "logprobs": 3, "priority": 4, "cache_salt": "chunk=1", "user": "me"}
     assert post(COMPLETE, {"prompt": "hey", **given, **others, "best_of": 2, "no_such_field": {}}, service).status_code == 200
     [(request_id, prompt, params, priority, salt)] = service.requests
     assert request_id.startswith("cmpl-")
     assert prompt == [BOS, *map(ord, "hey")]
     assert {name: getattr(params, name) for name in given} == given | {"stop": ("a", "b"), "stop_token_ids": (4,)}
-    assert (params.logit_bias, params.logprobs, priority, salt) == ({5: -100.0, 6: 2.5}, 3, -4, "chunk=1")
+    assert (params.logit_bias, params.logprobs, priority, salt) == ({5: -100.0, 6: 2.5}, 3, 4, "chunk=1")
 
 
 def test_defaults_are_the_requests_then_the_checkpoints_then_openais():

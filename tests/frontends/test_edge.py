@@ -6,8 +6,12 @@ import logging
 
 import pytest
 
+from core.errors import RequestError
 from core.json_log import JsonLines
+from frontends.openai_http.door import Door
+from frontends.openai_http.intake import Intake
 from frontends.openai_http.rates import Rates
+from frontends.openai_http.settings import HttpSettings
 from tests.frontends.fake_service import FakeService
 from tests.frontends.in_process import asked, posted, web_client
 
@@ -191,3 +195,60 @@ def test_an_allowed_origin_may_ask_before_it_shows_a_key():
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "https://a.example")
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
     assert (other.status_code, "access-control-allow-origin" in other.headers) == (400, False)
+
+
+# --- bodies on their way ------------------------------------------------------------------------------------------------
+
+
+class Coming:
+    """A request whose body comes as ``parts`` say, and then no further."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+        self.there = asyncio.Event()
+
+    async def stream(self):
+        for part in self.parts:
+            yield part
+        self.there.set()
+        await asyncio.Event().wait()
+
+
+def test_a_body_that_comes_no_further_is_given_up():
+    with pytest.raises(RequestError, match="came too slowly") as refused:
+        asyncio.run(Intake(1024, silence=0.01).read(Coming(b"x")))
+    assert (refused.value.status, refused.value.code) == (408, "slow_client")
+
+
+def test_bodies_on_their_way_are_bounded_together():
+    async def use():
+        intake, slow = Intake(1024), [Coming(b"x" * 1024) for _ in range(16)]
+        reading = [asyncio.create_task(intake.read(each)) for each in slow]
+        for each in slow:
+            await each.there.wait()
+        with pytest.raises(RequestError, match="bodies of more than 16384 bytes are on their way") as refused:
+            await intake.read(Coming(b"x"))
+        for each in reading:
+            each.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        again = Coming(b"x" * 1024)
+        last = asyncio.create_task(intake.read(again))
+        await again.there.wait()  # it was taken
+        last.cancel()
+        return refused.value.status
+
+    assert asyncio.run(use()) == 429
+
+
+def test_no_more_bodies_are_on_their_way_than_calls_may_be():
+    async def use():
+        door = Door(FakeService(), HttpSettings(max_concurrency=1))
+        slow = Coming(b"x")
+        first = asyncio.create_task(door.reading(door.intake.read(slow)))
+        await slow.there.wait()
+        with pytest.raises(RequestError, match="the bodies of 1 requests are on their way") as refused:
+            await door.reading(door.intake.read(Coming()))
+        first.cancel()
+        return refused.value.status
+
+    assert asyncio.run(use()) == 429

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,29 @@ def test_a_prompt_may_come_as_tokens(path, asked):
     service = FakeService()
     assert posted(path, {**asked, "prompt_token_ids": [70, 71]}, service).status_code == 200
     assert service.requests[0][1] == [70, 71]
+
+
+def test_what_clients_send_with_all_their_defaults_is_taken():
+    service = FakeService()
+    parts = [{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Well."}]
+    body = {"messages": [*HELLO, {"role": "assistant", "content": parts}, *HELLO], "logprobs": False, "top_logprobs": 0}
+    assert posted(CHAT, body, service).status_code == 200
+    assert prompt_of(service) == "user: hi\nassistant: No.\nWell.\nuser: hi\nassistant: "
+
+
+def test_many_tokens_are_spelled_beside_the_loop():
+    class Watched(FakeService):
+        def __init__(self):
+            super().__init__()
+            self.threads = []
+            self.tokenizer.decode = lambda ids, **_: self.threads.append(threading.current_thread()) or "text"
+
+    service = Watched()
+    for number in (10, 30_000):
+        assert posted("/detokenize", {"tokens": [65] * number}, service).json() == {"prompt": "text"}
+    few, many = service.threads
+    assert few is threading.main_thread()
+    assert many is not few
 
 
 def test_a_message_is_continued():
