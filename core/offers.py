@@ -123,6 +123,7 @@ class Offer:
 @dataclass(frozen=True, kw_only=True)
 class QuantizerOffer(Offer):
     """``create(context)`` gives the quantizer. ``bits`` is the nominal width, for memory estimates and the hardware table.
+    ``rounds_activations``: the format itself rounds them, so that a product by unpacked weights would give other numbers.
 
     ``stored_bits(section, role, in_features)``: the bits that a weight of this role takes, scales included, or None when the
     role is not packed. Left out, the layers' linears take ``bits`` and the head is not packed.
@@ -137,6 +138,7 @@ class QuantizerOffer(Offer):
     kind: ClassVar[str] = "quantizer"
     create: Callable[[Context], Quantizer]
     bits: float
+    rounds_activations: bool = False
     stored_bits: Callable[[Any, str, int], float | None] | None = None
     at_load: frozenset[str] = frozenset()
     reads: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
@@ -247,7 +249,7 @@ class ComputeBackendOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismOffer(Offer):
-    """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called.
+    """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called. ``size``: the setting that says so.
 
     ``create(context)`` is called in each of them, where ``context.facts["parallel.rank"]`` says which it is. ``frameworks``:
     the compute frameworks whose arrays it takes.
@@ -257,6 +259,7 @@ class ParallelismOffer(Offer):
     create: Callable[[Context], Collective]
     ranks: Callable[[Any], int]
     frameworks: frozenset[str]
+    size: str = "size"
 
 
 @dataclass(frozen=True, kw_only=True)

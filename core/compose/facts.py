@@ -89,6 +89,7 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("sampler.between", str, "the framework as whose arrays it is lent the logits of another; None where nothing is lent"),
     Fact("graph_backend.frameworks", tuple, "frameworks the graph backend can capture; None for any"),
     Fact("quantizer.bits", float, "nominal bits of a packed weight"),
+    Fact("quantizer.rounds_activations", bool, "whether the packed format rounds activations as well as weights"),
     Fact("scheduler.splits_prompts", bool, "whether a prompt may be computed over several steps"),
     Fact("scheduler.splitting", str, "an installed scheduler that splits prompts; None when there is none"),
     Fact("sampler.fitting", str, "an installed sampler that fits the compute backend; None when there is none"),

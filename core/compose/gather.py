@@ -108,6 +108,7 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "graph_backend.frameworks": tuple(sorted(graph.frameworks)) or None if graph else None,
         "graph_backend.fitting": _fitting(manager, "graph_backend", framework),
         "quantizer.bits": float(quantizer.bits) if quantizer else None,
+        "quantizer.rounds_activations": quantizer.rounds_activations if quantizer else None,
         "scheduler.splits_prompts": scheduler.splits_prompts if scheduler else None,
         "scheduler.splitting": splitting[0].name if splitting else None,
     }

@@ -11,6 +11,7 @@ from core.compose.composition import Composition, attempt
 from core.compose.first_pass import FirstPass
 from core.compose.hardware import Hardware
 from core.errors import Problem
+from core.offers import ParallelismOffer
 from core.plugin_manager import PluginManager
 
 COUNTS = (1, 2, 4, 8)
@@ -70,11 +71,19 @@ def cell(first: FirstPass, manager: PluginManager, hardware: Hardware, quantizat
 def composed(first: FirstPass, manager: PluginManager, hardware: Hardware, quantization: str, gpus: int) -> Composition:
     asked = {**first.overrides, "device": hardware.device, "quantization": quantization}
     if gpus > 1:
-        asked["tensor_parallel_size"] = gpus
+        asked |= shared_by(gpus, manager)
     probe = hardware.probe
     if hardware.device == "cuda":
         probe = dataclasses.replace(probe, devices=(probe.devices[0],) * gpus)
     return attempt(dataclasses.replace(first, overrides=asked), manager, probe)
+
+
+def shared_by(gpus: int, manager: PluginManager) -> dict[str, dict[str, int]]:
+    """What is asked for so that several hold one model: of the first offer that can."""
+    for each in manager.offers(ParallelismOffer.kind):
+        if isinstance(each.offer, ParallelismOffer):
+            return {each.plugin: {each.offer.size: gpus}}
+    return {}
 
 
 def need(facts: Mapping[str, Any]) -> Need:

@@ -56,6 +56,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         name="block_wise_fp8",
         summary="eight-bit floating point, weights in blocks of 128 x 128, activations by token",
         bits=8,
+        rounds_activations=True,
         stored_bits=stored_bits,
         at_load=frozenset({"emulate"}),
         reads=reads,

@@ -10,6 +10,7 @@ from core.compose.first_pass import first_pass
 from core.compose.probe import DeviceProbe
 from core.compose.report import dump_text, explain_text, help_text, list_text
 from core.errors import UserError
+from core.interfaces.model import ModelFamily
 from core.offers import CheckpointFormatOffer, ComputeBackendOffer, ModelOffer, SchedulerOffer
 from tests.compose.fakes import CPU, CUDA, GIB, Gpu, Point, create, manager, plugin, quantizer, sampler
 
@@ -229,13 +230,16 @@ def test_a_length_nobody_gave_shrinks_to_what_fits():
 # --- models -------------------------------------------------------------------------------------------------------------
 
 
-class OtherFamily:
+class OtherFamily(ModelFamily):
     architectures = ("Ernie4_5ForCausalLM",)
 
     def spec(self, config):
         from core.models.ernie45 import Ernie45
 
         return Ernie45().spec(config)
+
+    def stored(self, weight, spec, names):
+        raise NotImplementedError
 
 
 def other_model():

@@ -147,7 +147,7 @@ def composed(probe, *flags):
 
 
 REFUSED = {
-    "paddle-without-fp8": (CPU, ("--quantization", "block_wise_fp8"), "--quantization wint8"),
+    "paddle-rounds-no-activations": (CPU, ("--quantization", "block_wise_fp8"), "--quantization none"),
     "number-format-the-backend-lacks": (CPU, ("--dtype", "bfloat16"), "--dtype float32"),
     "cuda-graphs-need-cuda": (CPU, ("--use-cudagraph",), "run steps eagerly"),
     "graph-of-another-framework": (HOPPERS, ("--use-cudagraph",), "--graph eager"),

@@ -36,11 +36,11 @@ RULES = (
         severity="warning",
     ),
     Rule(
-        id="paddle-without-fp8",
-        when=(Condition("chosen.quantizer", "==", "block_wise_fp8"),),
-        reason="block_wise_fp8 rounds activations as well as weights, by blocks, and PaddlePaddle has no such product: "
+        id="paddle-rounds-no-activations",
+        when=(Condition("quantizer.rounds_activations", "==", True),),
+        reason="{chosen.quantizer} rounds activations as well as weights, and PaddlePaddle has no such product: "
         "multiplied by unpacked weights alone the model would give other numbers",
-        remedies=(Remedy("--quantization wint8", {"quantization": "wint8"}), TORCH),
+        remedies=(Remedy("--quantization none", {"quantization": "none"}), TORCH),
     ),
     Rule(
         id="paddle-unpacks-on-a-cpu",
