@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.engine.alike import Alike
 from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.blocks import BlockPolicy, PoolUse
 from core.interfaces.cache import CachePolicy, Hit, PagePool
@@ -22,6 +23,11 @@ class BlockManager:
         self._division = division
         self._rows = rows
         policy.attach(self.pool)
+
+    @property
+    def alike(self) -> Alike | None:
+        """None where a page that is full can be found by nobody else."""
+        return Alike(self._rows, self._policy.keeps_outputs) if self._policy.shares else None
 
     @property
     def num_available(self) -> int:
@@ -94,6 +100,7 @@ class BlockManager:
         if not self._policy.keeps_outputs:
             after = np.minimum(after, state.num_prompt[rows])
         first, full = before // size, after // size
+        state.told[rows] = np.maximum(state.told[rows], full * size)
         for index in np.flatnonzero(full > first).tolist():
             row, number = int(rows[index]), int(full[index])
             sequence = state.sequences[row]

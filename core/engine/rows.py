@@ -48,6 +48,7 @@ class Sequence:
     barred: Barred | None = None  # only when there are words it may not say
     row: int = -1  # -1: waits
     num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
+    awaited: tuple[Sequence, int] | None = None  # who computes pages that it can use, and how many of its tokens they hold
     pages_missed: int = 0  # pages it wanted when it last did not fit; 0: it was not tried, or fitted
 
 
@@ -72,6 +73,7 @@ class Rows:
         self.num_prompt: Ints = np.zeros(number, np.int64)
         self.length: Ints = np.zeros(number, np.int64)
         self.computed: Ints = np.zeros(number, np.int64)
+        self.told: Ints = np.zeros(number, np.int64)  # of these, in pages that the cache policy was told of or found
         self.served: Ints = np.zeros(number, np.int64)
         self.held: NDArray[np.bool_] = np.zeros(number, np.bool_)
         self.limit: Ints = np.zeros(number, np.int64)
@@ -124,7 +126,7 @@ class Rows:
         self.tokens[row, :known] = sequence.tokens
         self.num_prompt[row] = sequence.num_prompt
         self.length[row] = known
-        self.computed[row] = computed
+        self.computed[row] = self.told[row] = computed
         self.limit[row] = sequence.limit
         self.most_pages[row] = -(-(sequence.limit - 1) // self.page_size)  # the last token is never computed
         self.min_length[row] = sequence.min_length
@@ -152,7 +154,7 @@ class Rows:
         row = sequence.row
         sequence.tokens = self.tokens[row, : self.length[row]].copy()
         sequence.row = -1
-        self.length[row] = self.computed[row] = 0
+        self.length[row] = self.computed[row] = self.told[row] = 0
         self.held[row] = False
         self.served[row] += 1
         self.stop_uses[sequence.stop_ids] -= 1

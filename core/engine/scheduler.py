@@ -63,6 +63,7 @@ class Scheduler:
         self._land = land
         self._budget = max_num_batched_tokens
         self._drafting = drafting
+        self._alike = blocks.alike
         self._waiting: list[Sequence] = []  # sorted by key
         self._to_read: list[Sequence] = []  # the same, of those that are only read
         self._reading: Sequence | None = None  # placed, and only read
@@ -173,12 +174,15 @@ class Scheduler:
                 return granted
         if insist and granted:
             return granted
-        passed_over = 0
-        while budget.left and rows.num_free and passed_over < MOST_PASSED_OVER:
-            following = self._next_waiting(passed_over)
+        passed_over = awaiting = 0  # who awaits another's pages keeps a place, and holds back nobody
+        while budget.left and rows.num_free > awaiting and passed_over < MOST_PASSED_OVER:
+            following = self._next_waiting(passed_over + awaiting)
             if following is None:
                 break
             sequence = following
+            if self._alike is not None and not insist and self._alike.waits(sequence):
+                awaiting += 1
+                continue
             hit = self._blocks.find(sequence)
             if hit is None:
                 break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
@@ -187,7 +191,11 @@ class Scheduler:
                 self._reading = sequence
                 sequence.read.restart()
                 continue
-            budget.num_behind = min(len(self._waiting) - passed_over, rows.num_free) - 1
+            if self._alike is not None and not insist and self._alike.finds(sequence, hit.num_tokens):
+                self._blocks.give_back(hit)
+                awaiting += 1
+                continue
+            budget.num_behind = min(len(self._waiting) - passed_over - awaiting, rows.num_free - awaiting) - 1
             if hit.arriving:
                 row = self._place(sequence, hit)
                 rows.held[row] = True

@@ -78,9 +78,13 @@ class CachePolicy(ABC):
     """Decides which pages are shared, kept and given up. Called by the block manager, never in the token loop's inner part:
     once when a request is admitted, when one of its pages fills up, and when it leaves.
 
+    ``shares``: a full page that it is told of can be found by others at once. A request that could use a page which another is
+    computing then waits for it, instead of computing it too.
+
     ``keeps_outputs``: a policy that says False is told of full pages of prompts alone, not of those with generated tokens.
     """
 
+    shares: bool = False
     keeps_outputs: bool = True
 
     @abstractmethod

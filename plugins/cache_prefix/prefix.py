@@ -33,6 +33,8 @@ class PrefixPages(CachePolicy):
     page like any other, but one into which a copy is under way: its request is told to wait for that.
     """
 
+    shares = True
+
     def __init__(self, keeps_outputs: bool = True, host_bytes: int = 0) -> None:
         self.keeps_outputs = keeps_outputs
         self._host_bytes = host_bytes

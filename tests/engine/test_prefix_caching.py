@@ -172,3 +172,64 @@ def test_reset_forgets_the_host_too():
     engine.blocks.check()
     assert engine.stats().pages_free == 12
     assert ask(engine, "again", prompt, max_tokens=2)[1] == 0
+
+
+# --- requests that come together ------------------------------------------------------------------------------------------
+
+ALIKE = [3 * number % 41 for number in range(26)]
+
+
+def computed(engine):
+    return sum(tokens for tokens, _, _ in engine._runner.batches)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("budget", [256, 10])
+def test_what_several_share_is_computed_once(ahead, budget):
+    alone = ask(make_engine(page_size=PAGE), "alone", ALIKE, max_tokens=4)[0]
+    engine = make_engine(page_size=PAGE, cache=PrefixPages(), ahead=ahead, budget=budget)
+    for name in "abcd":
+        engine.add(request(name, ALIKE, max_tokens=4, ignore_eos=True))
+    engine.add(request("half", ALIKE[:13] + [40] * 9, max_tokens=1))
+    engine.add(request("other", [9] * 5, max_tokens=1))
+    events = drain(engine)
+    assert [tokens_of(events[name]) for name in "abcd"] == [alone] * 4
+    assert [events[name][-1].num_cached_tokens for name in (*"abcd", "half", "other")] == [0, 24, 24, 24, 12, 0]
+    assert_idle(engine)
+
+
+@pytest.mark.parametrize("ends", ["abort", "fail", "preempt"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_where_the_one_that_computes_ends_the_next_one_does_it(ends, ahead):
+    engine = make_engine(page_size=PAGE, cache=PrefixPages(), budget=10, ahead=ahead)
+    for name in "abc":
+        engine.add(request(name, ALIKE, max_tokens=2, ignore_eos=True))
+    events = {}
+    collect(events, engine.step())
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 2)
+    if ends == "abort":
+        engine.abort("a")
+    elif ends == "fail":
+        engine._runner.fail_on = ALIKE[14]
+        while not events:
+            collect(events, engine.step())
+        engine._runner.fail_on = None
+    else:
+        engine._land()
+        engine._scheduler._preempt(engine._sequences["a"])
+    for more in drain(engine).values():
+        for event in more:
+            collect(events, [event])
+    left = "abc" if ends == "preempt" else "bc"
+    assert [events[name][-1].finish_reason for name in left] == ["length"] * len(left)
+    assert events["c"][-1].num_cached_tokens == 24
+    assert_idle(engine)
+
+
+def test_nobody_waits_for_pages_that_cannot_be_shared():
+    engine = make_engine(page_size=PAGE)
+    for name in "abc":
+        engine.add(request(name, ALIKE, max_tokens=2, ignore_eos=True))
+    engine.step()
+    assert engine.stats().num_running == 3
+    drain(engine)
