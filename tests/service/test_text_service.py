@@ -278,7 +278,8 @@ def test_a_hundred_streams_of_which_a_third_leave_midway():
 
         texts, stats = asyncio.run(run())
     for i, found in enumerate(texts):
-        assert found == "".join(chr(65 + i + k) for k in range(1, 41 if i % 3 else 6))
+        assert len(found) == 40 if i % 3 else len(found) >= 5  # who is late finds several tokens at once
+        assert found == "".join(chr(65 + i + k) for k in range(1, len(found) + 1))
     assert stats.num_running == 0
     assert stats.requests_finished == {"length": 66, "abort": 34}
 
