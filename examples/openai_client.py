@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--url", default="http://127.0.0.1:8000")
     url = options.parse_args(argv).url
 
-    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    client = OpenAI(base_url=url.rstrip("/").removesuffix("/v1") + "/v1", api_key="none")
     model = client.models.list().data[0].id
 
     answer = client.chat.completions.create(

@@ -16,6 +16,7 @@ from core.errors import ExitCode, Problem, UserError
 from core.interrupts import INTERRUPTED
 from frontends.cli.batch_files import Answers, Asked, Requests, answer, failure, succeeded
 from frontends.cli.options import api_key, parsed, server_options, whole
+from frontends.cli.reaching import no_address, untrusted, wants_a_key
 
 if TYPE_CHECKING:
     import httpx
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TRIES = 5  # of a request whose server cannot be reached or broke off
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two, doubled each time; longer where a busy server says so
 STOPPED = "stopped: the same command does the rest"
+SHOWN_FAILURES = 3
 BUSY = frozenset({429, 503})
 
 
@@ -102,9 +104,13 @@ class _Batch:
     def tell(self, ending: str) -> None:
         if not self._options.quiet:
             done, total = len(self._answers.done), len(self._requests.asked)
-            bad = len(self._answers.failed)
-            failed = f", {bad} of them with an error: --retry-failed asks these again" if bad else ""
+            bad = self._answers.failed
+            failed = f", {len(bad)} of them with an error: --retry-failed asks these again" if bad else ""
             sys.stderr.write(f"{self._answers.path}: {done} of {total} requests are answered{failed}; {ending}\n")
+            for custom_id in sorted(bad)[:SHOWN_FAILURES]:
+                sys.stderr.write(f"  {custom_id}: {bad[custom_id]}\n")
+            if len(bad) > SHOWN_FAILURES:
+                sys.stderr.write(f"  and {len(bad) - SHOWN_FAILURES} more, as their lines say\n")
 
     @property
     def code(self) -> ExitCode:
@@ -136,7 +142,7 @@ class _Batch:
         try:
             client = httpx.AsyncClient(base_url=url, headers=headers, timeout=self._options.timeout, limits=limits)
         except httpx.InvalidURL:
-            raise UserError.of(f"{url!r} is no address of a server", "--url", "give one like http://127.0.0.1:8000") from None
+            raise no_address(url) from None
         async with client:
             default = await _first_model(client, url)
             workers = [
@@ -211,10 +217,10 @@ async def _first_model(client: httpx.AsyncClient, url: str) -> str:
     try:
         response = await client.get("/v1/models")
         if response.status_code in (401, 403):
-            raise UserError.of(f"the server at {url} wants a key", "--api-key", "give it with --api-key, or in $OPENAI_API_KEY")
+            raise wants_a_key(url)
         return str(response.json()["data"][0]["id"])
     except httpx.UnsupportedProtocol:
-        raise UserError.of(f"{url!r} is no address of a server", "--url", "give one like http://127.0.0.1:8000") from None
+        raise no_address(url) from None
     except httpx.HTTPError as error:
         raise _gone(url, str(error)) from None
     except (ValueError, LookupError, TypeError):
@@ -223,9 +229,10 @@ async def _first_model(client: httpx.AsyncClient, url: str) -> str:
 
 
 def _gone(url: str, why: str) -> UserError:
-    return UserError(
+    url = url.rstrip("/")
+    return untrusted(url, why) or UserError(
         Problem(
-            f"no server answers at {url.rstrip('/')}" + (f": {why[:1].lower()}{why[1:]}" if why else ""),
+            f"no server answers at {url}" + (f": {why[:1].lower()}{why[1:]}" if why else ""),
             "--url",
             ("start one: dovetail serve", "or let the command start its own: --model demo"),
         ),

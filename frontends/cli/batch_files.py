@@ -122,9 +122,18 @@ def succeeded(line: dict[str, Any]) -> bool:
     return line.get("error") is None and (line.get("response") or {}).get("status_code") == 200
 
 
+def why_not(line: dict[str, Any]) -> str:
+    """What an answer that is none says, on one line."""
+    response = line.get("response") or {}
+    body = response.get("body")
+    said = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    message = said.get("message") if isinstance(said, dict) else None
+    return " ".join(str(message or f"status {response.get('status_code')}").split())[:200]
+
+
 class Answers:
     """The file of answers, open to be added to, and by nobody else. ``done``: the custom_ids that have one; ``failed``: of
-    these, those whose answer is an error.
+    these, those whose answer is an error, and what it says.
 
     What a killed run left of its last line is cut off. ``repaired`` says so.
 
@@ -134,7 +143,7 @@ class Answers:
     def __init__(self, path: Path, asked: Collection[str], *, retry_failed: bool = False) -> None:
         self.path = path
         self.repaired = False
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except PermissionError:
@@ -189,7 +198,7 @@ class Answers:
                     continue
                 done.add(custom_id)
                 if not good:
-                    self.failed.add(custom_id)
+                    self.failed[custom_id] = why_not(line)
                 kept.append(raw.rstrip(b"\n") + b"\n")
         return kept, done, dropped
 
@@ -221,7 +230,7 @@ class Answers:
             raise _unwritable(self.path, error) from None
         self.done.add(line["custom_id"])
         if not succeeded(line):
-            self.failed.add(line["custom_id"])
+            self.failed[line["custom_id"]] = why_not(line)
 
     def __enter__(self) -> Answers:
         return self

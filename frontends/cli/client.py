@@ -14,6 +14,7 @@ import httpx
 from core.errors import ExitCode, Problem, UserError
 from frontends.cli.options import api_key
 from frontends.cli.own_server import own_server
+from frontends.cli.reaching import no_address, untrusted, wants_a_key
 
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; a long prompt on a small machine may take minutes
 
@@ -27,7 +28,7 @@ class Client:
         try:
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)
         except httpx.InvalidURL:
-            raise _bad_url(url) from None
+            raise no_address(url) from None
 
     def __enter__(self) -> Client:
         return self
@@ -91,6 +92,8 @@ class Client:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == 200:
             return
+        if response.status_code == 401:
+            raise wants_a_key(self.url)
         try:
             message = str(response.json()["error"]["message"])
         except (ValueError, LookupError, TypeError):
@@ -106,7 +109,9 @@ class Client:
 
     def _unreachable(self, error: httpx.HTTPError) -> UserError:
         if isinstance(error, httpx.UnsupportedProtocol):
-            return _bad_url(self.url)
+            return no_address(self.url)
+        if (strange := untrusted(self.url, str(error))) is not None:
+            return strange
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
             problem = Problem(
                 f"no server answers at {self.url}",
@@ -121,10 +126,6 @@ class Client:
 
 def _not_utf8() -> UserError:
     return UserError.of("the text is not valid UTF-8", "", "give it in UTF-8")
-
-
-def _bad_url(url: str) -> UserError:
-    return UserError.of(f"{url!r} is no address of a server", "--url", "give one like http://127.0.0.1:8000")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def example(name, *arguments):
 
 
 def test_openai_client(url, capsys):
-    example("openai_client", "--url", url)
+    example("openai_client", "--url", f"{url}/v1")
     out = capsys.readouterr().out
     assert "answer: " in out
     assert "stream: " in out

@@ -61,7 +61,11 @@ def test_a_batch_is_answered_repaired_and_gone_on_with(files, served, capsys):
     assert "out.jsonl: 4 of 4 requests are answered, 2 of them with an error" in capsys.readouterr().err
 
     assert run() == ExitCode.FAILED  # nobody is asked
-    assert capsys.readouterr().err.endswith("--retry-failed asks these again; nothing is missing\n")
+    assert capsys.readouterr().err.endswith(
+        "--retry-failed asks these again; nothing is missing\n"
+        "  hot: temperature must be a number in [0, 100], got -1.0\n"
+        f"  other: {first['other']['response']['body']['error']['message']}\n"
+    )
     whole = answered.read_bytes()
     answered.write_bytes(whole[:-20])
     asked.write_text(asked.read_text().replace("-1", "0").replace('"nobody"', '"fake"'))
@@ -256,4 +260,21 @@ def test_a_server_that_goes_ends_the_batch(files, server, capsys):
     assert capsys.readouterr().err.splitlines()[:2] == [
         "out.jsonl: 1 of 2 requests are answered; the same command does the rest",
         "dovetail: error: no server answers at http://127.0.0.1:9: connection refused",
+    ]
+
+
+def test_a_certificate_that_nobody_trusts_is_told(files, server, capsys):
+    asked, _ = files
+    asked.write_text(request("a", TEXT, prompt="x"))
+
+    def function(body):
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+
+    server(function)
+    assert run() == ExitCode.FAILED
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "dovetail: error: the certificate of http://127.0.0.1:9 is not trusted",
+        "  set by: --url",
+        "  remedy: name the file of whoever signed it, PEM: SSL_CERT_FILE=ca.pem",
+        "  remedy: check that --url names the host it is made for",
     ]

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 
-from core.errors import ExitCode
+from core.errors import ExitCode, UserError
 from frontends.cli import own_server
 from frontends.cli.client import Client
 from frontends.cli.main import COMMANDS, main
@@ -159,6 +160,35 @@ def test_no_server_is_told_with_remedies():
         "  remedy: name another with --url\n"
         "  remedy: or talk without one: --model demo\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "what", "remedy"),
+    [
+        (
+            httpx.Response(401, json={"error": {"message": "no key"}}),
+            "the server at https://x wants a key",
+            "give it with --api-key, or in $OPENAI_API_KEY",
+        ),
+        (
+            httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+            "the certificate of https://x is not trusted",
+            "name the file of whoever signed it, PEM: SSL_CERT_FILE=ca.pem",
+        ),
+    ],
+)
+def test_a_server_that_is_there_and_cannot_be_used(answer, what, remedy):
+    def answered(request):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = Client("https://x/v1")
+    client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(answered))
+    with client, pytest.raises(UserError) as refused:
+        client.first_model()
+    [problem] = refused.value.problems
+    assert (problem.what, problem.remedies[0]) == (what, remedy)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", ""])
