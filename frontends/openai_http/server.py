@@ -359,6 +359,14 @@ def _check_certificate(section: HttpSettings) -> None:
         if section.ssl_keyfile is not None:
             raise UserError.of("a private key needs its certificate", "openai_http.ssl_keyfile", "--ssl-certfile FILE")
         return
+    for name, path in (("ssl_certfile", section.ssl_certfile), ("ssl_keyfile", section.ssl_keyfile)):
+        try:
+            if path is not None:
+                open(path, "rb").close()
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            flag = f"--{name.replace('_', '-')} FILE"
+            raise UserError.of(f"{path} cannot be read: {why}", f"openai_http.{name}", f"name a PEM file: {flag}") from None
     try:
         # Without a password one that is needed would be asked for at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(section.ssl_certfile, section.ssl_keyfile, password="")

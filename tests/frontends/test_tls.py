@@ -41,7 +41,12 @@ def test_a_server_with_a_certificate_speaks_https(capsys):
     [
         ({"ssl_keyfile": PEM}, "a private key needs its certificate", "openai_http.ssl_keyfile"),
         ({"ssl_certfile": __file__}, "the certificate and its key cannot be used: ", "openai_http.ssl_certfile"),
-        ({"ssl_certfile": "nowhere.pem"}, "the certificate and its key cannot be used: ", "openai_http.ssl_certfile"),
+        ({"ssl_certfile": "no.pem"}, "no.pem cannot be read: no such file or directory", "openai_http.ssl_certfile"),
+        (
+            {"ssl_certfile": PEM, "ssl_keyfile": "no.pem"},
+            "no.pem cannot be read: no such file or directory",
+            "openai_http.ssl_keyfile",
+        ),
     ],
 )
 def test_files_that_are_none_are_told_before_a_port_is_taken(fields, what, where):
