@@ -100,7 +100,8 @@ class Progress:
         generated = 0
         for gathered in self.choices:
             if (last := gathered.last) is not None:
-                cached = prompts.get(gathered.number, (0, last.num_cached_tokens))[1]  # continuations share what one of them computed
+                # Continuations share what one of them computed: it is cached where all of them found it.
+                _, cached = prompts.get(gathered.number, (0, last.num_cached_tokens))
                 prompts[gathered.number] = (last.num_prompt_tokens, min(cached, last.num_cached_tokens))
                 generated += last.num_generated_tokens
         prompt = sum(tokens for tokens, _ in prompts.values())
