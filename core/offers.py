@@ -249,7 +249,7 @@ class ComputeBackendOffer(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismOffer(Offer):
-    """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called. ``size``: the setting that says so.
+    """``ranks(section)``: how many processes share a model; with 1, ``create`` is not called. ``size``: the setting for it.
 
     ``create(context)`` is called in each of them, where ``context.facts["parallel.rank"]`` says which it is. ``frameworks``:
     the compute frameworks whose arrays it takes.

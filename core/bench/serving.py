@@ -1,8 +1,8 @@
 """``python -m core.bench.serving``: what the way through HTTP costs, beside the engine alone.
 
 The same random prompts go to an engine in a process of its own, all at once, and to a server, a streaming client each. The two
-take turns. Told are tokens a second, counted by the answers' usage, and the processor time that HTTP takes for each token, in all
-of its processes (``--api-server-count``).
+take turns. Told are tokens a second, counted by the answers' usage, and the processor time that HTTP takes for each token,
+in all of its processes (``--api-server-count``).
 """
 
 from __future__ import annotations
