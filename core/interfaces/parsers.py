@@ -6,7 +6,7 @@ could still turn out to be the beginning of a mark is held until it is known. Ho
 up the same whole. Nothing a model writes makes a stream raise: what is no call after all is text.
 
 A parser may also say in which form its model writes (``Part``), so that a grammar backend can keep an output to it: a call
-that has to be made is then always made, with arguments that fit the function's JSON schema.
+that has to be made is then made, unless its tokens run out, with arguments that fit the function's JSON schema.
 """
 
 from __future__ import annotations

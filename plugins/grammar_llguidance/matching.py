@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MOST_CHARACTERS = 256 << 10  # of a grammar's text
+LONGEST_PIECE = 16  # bytes of a token that a text is split into
 SOME_WHITESPACE = r"[ \n\t]{0,16}"
 """Between the parts of a JSON document. Without a bound a small model may go on with it for ever."""
 
@@ -113,17 +114,28 @@ class LlguidanceMatcher(Matcher):
 
 
 class _Tokens:
-    """A vocabulary as llguidance asks for it. It is never asked to split text: masks need only what each token says."""
+    """A vocabulary as llguidance asks for it. It has text split where a grammar says what comes next, and allows that alone."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokens = list(vocabulary.tokens)
         self.special_token_ids = sorted(vocabulary.special)
         self.eos_token_id = vocabulary.eos[0] if vocabulary.eos else 0
         self.bos_token_id = None
-        self._of_byte = {token: number for number, token in enumerate(self.tokens) if len(token) == 1}
+        self._of_bytes = {
+            token: number
+            for number, token in enumerate(self.tokens)
+            if 0 < len(token) <= LONGEST_PIECE and number not in vocabulary.special
+        }
 
     def __call__(self, text: bytes) -> list[int]:
-        return [self._of_byte.get(bytes([byte]), 0) for byte in text]
+        """In the longest tokens there are: a model goes on best after what is nearest to what it was trained on."""
+        tokens, at = [], 0
+        while at < len(text):
+            ends = range(min(at + LONGEST_PIECE, len(text)), at, -1)
+            end = next((end for end in ends if text[at:end] in self._of_bytes), at + 1)
+            tokens.append(self._of_bytes.get(text[at:end], 0))
+            at = end
+        return tokens
 
 
 def _first_line(text: str) -> str:

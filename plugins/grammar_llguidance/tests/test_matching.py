@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from core.errors import RequestError
+from core.interfaces.grammar import Vocabulary
 from core.interfaces.request import Grammar
 from core.offers import Context
 from core.testing.grammar import VOCABULARY, WORDS, allowed
@@ -136,3 +138,17 @@ def test_a_vocabulary_that_cannot_be_read_refuses_every_grammar():
     made.attach(broken)
     with pytest.raises(RequestError, match="the vocabulary of this model cannot be used \\(OSError: the tokenizer is gone\\)"):
         made.matcher(Grammar("json_object"))
+
+
+def test_what_must_come_is_written_in_the_longest_tokens():
+    pieces = (*VOCABULARY.tokens, b"name", b'": "', b"get", b"get_w", b"_weather", b'"}!', b"eather")
+    made = Llguidance(False, 500_000)
+    made.attach(lambda: Vocabulary(pieces, VOCABULARY.special, VOCABULARY.eos))
+    matcher = made.matcher(Grammar("choice", json.dumps(['name": "get_weather"}'])))
+    written = []
+    while not matcher.done:
+        bits = np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little")
+        [token] = np.flatnonzero(bits[: len(pieces)]).tolist()
+        matcher.accept(token)
+        written.append(pieces[token])
+    assert written == [b"name", b'": "', b"get_w", b"eather", b'"}']
