@@ -175,7 +175,7 @@ class EngineClient(EngineCalls):
         with self._lock:
             closed = self._state is State.CLOSED
             was_ready = self._settled.is_set()
-            if was_ready and failure is not None and not failure.problems:
+            if was_ready and failure is not None and not failure.problems and not failure.said:
                 told = "the engine broke; the server's log has the cause"
             # A user error is the same in the next life; so is whatever breaks the first load.
             again = not closed and was_ready and not isinstance(error, UserError) and self._restarted < self._restarts

@@ -87,7 +87,7 @@ def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -
     except BaseException as error:
         gone = isinstance(error, EngineDeadError)  # it says itself what has happened
         what = str(error) if gone else "".join(traceback.format_exception_only(error)).strip()
-        outbox.send(wire.encode(wire.Failed([], ExitCode.FAILED, what, traceback.format_exc())))
+        outbox.send(wire.encode(wire.Failed([], ExitCode.FAILED, what, traceback.format_exc(), gone)))
         return ExitCode.FAILED
 
 

@@ -35,12 +35,16 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Why the engine ends by itself: problems the user can mend, or what broke and its traceback."""
+    """Why the engine ends by itself: problems the user can mend, or what broke and its traceback.
+
+    ``said``: what broke is in words of our own, which clients may read.
+    """
 
     problems: list[Problem]
     exit_code: int
     what: str = ""
     traceback: str = ""
+    said: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
