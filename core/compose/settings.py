@@ -97,7 +97,9 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
         description="requests that run at the same time; default: 128, or a step's token budget if that is smaller",
     )
     max_num_batched_tokens: int | None = Field(
-        None, ge=1, description="token budget of one step; default: 8192, or max_model_len where prompts are not split"
+        None,
+        ge=1,
+        description="token budget of one step; default: 8192, or max_model_len where that is longer and prompts are not split",
     )
     max_waiting: int = Field(2048, ge=1, description="requests that may wait; beyond it a request is refused with 429")
     block_size: int = Field(64, ge=1, le=1024, description="tokens in one KV page")

@@ -24,13 +24,17 @@ MODEL = "random:ernie-4.5-0.3b"
 def main(argv: Sequence[str] | None = None, program: str = "python -m core.plan") -> int:
     known, rest = _parser(program).parse_known_args(argv)
     try:
-        rows, quantizations = _rows(known, rest)
+        rows, quantizations, unnamed = _rows(known, rest)
     except UserError as error:
         for problem in error.problems:
             sys.stderr.write(problem_text(problem) + "\n")
         return error.exit_code
-    text = json.dumps(as_json(rows), indent=2) + "\n" if known.json else as_text(rows, quantizations)
-    sys.stdout.write(text)
+    if known.json:
+        sys.stdout.write(json.dumps(as_json(rows), indent=2) + "\n")
+        return ExitCode.OK
+    if unnamed:
+        sys.stdout.write(f"{MODEL}, as no --model is named\n\n")
+    sys.stdout.write(as_text(rows, quantizations))
     return ExitCode.OK
 
 
@@ -55,12 +59,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _rows(known: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Row], list[str]]:
+def _rows(known: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Row], list[str], bool]:
     first = first_pass(rest)
+    unnamed = False
     if not any(token == "--model" or token.startswith("--model=") for token in first.argv):
         file = first.file.values if first.file else {}
         if "model" not in file and not first.env.get("DOVETAIL_MODEL"):
-            first = dataclasses.replace(first, overrides={"model": MODEL})
+            first, unnamed = dataclasses.replace(first, overrides={"model": MODEL}), True
     manager = first.discover()
     offered = ["none", *sorted(each.name for each in manager.offers("quantizer"))]
     quantizations = known.quantization or offered
@@ -75,7 +80,7 @@ def _rows(known: argparse.Namespace, rest: Sequence[str]) -> tuple[list[Row], li
                 f"one of: {', '.join([each.name for each in hardware[:-1]] + ['this machine'])}",
             )
         hardware = [names[name.casefold()] for name in known.hardware]
-    return table(first, manager, hardware, quantizations, _counts(known.gpus)), quantizations
+    return table(first, manager, hardware, quantizations, _counts(known.gpus)), quantizations, unnamed
 
 
 def _counts(text: str) -> list[int]:

@@ -107,6 +107,14 @@ def test_as_text(capsys):
     assert any(line.startswith("L20 48G") and "8.9" in line and "1 (69)" in line for line in lines)
 
 
+def test_the_model_that_stands_in_is_named(capsys):
+    asked = ["--hardware", "l20 48g", "--quantization", "none"]
+    assert command.main(asked) == 0
+    assert capsys.readouterr().out.startswith("random:ernie-4.5-0.3b, as no --model is named\n")
+    assert command.main([*asked, "--model", "random:tiny"]) == 0
+    assert "as no --model" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
