@@ -71,7 +71,7 @@ def measure(clients: int, input_len: int, output_len: int, repeat: int, compose:
 
 
 def _processor_seconds(processes: Sequence[psutil.Process]) -> float:
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+    return float(sum(times.user + times.system for times in (process.cpu_times() for process in processes)))
 
 
 @contextmanager
