@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +24,11 @@ def usable_cores() -> int:
 def one_of_each_core() -> list[int]:
     """A logical CPU of each physical core that this process may run on. Linux alone says which they are."""
     return list({_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}.values())
+
+
+def cores_among(cpus: Iterable[int]) -> int:
+    """Physical cores that these logical CPUs belong to."""
+    return len({_siblings(cpu) for cpu in cpus})
 
 
 def free_and_total_memory() -> tuple[int, int]:

@@ -235,6 +235,9 @@ class ComputeBackendOffer(Offer):
     ``dtypes``: the number formats it computes in, the best first, by kind of device ("cpu", "cuda"); all of them where it has
     nothing to say. ``exchanges``: whether its framework lends and takes arrays through DLPack, as ``from_dlpack`` of its top
     module does: then a sampler of another framework gets its logits so, without a copy.
+
+    ``cores(section)``: how many physical cores its settings leave to its threads, or None where they say nothing of it. Threads
+    that nobody counted are then no more than these.
     """
 
     kind: ClassVar[str] = "compute_backend"
@@ -245,6 +248,7 @@ class ComputeBackendOffer(Offer):
     splits: bool = False
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exchanges: bool = False
+    cores: Callable[[Any], int | None] = field(default=lambda section: None)
 
 
 @dataclass(frozen=True, kw_only=True)

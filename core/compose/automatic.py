@@ -13,7 +13,7 @@ from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
 from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
 from core.models.shard import Shard
-from core.offers import ParallelismOffer, QuantizerOffer
+from core.offers import ComputeBackendOffer, ParallelismOffer, QuantizerOffer
 
 LONGEST_BY_ITSELF = 32768
 SEQUENCES = 128
@@ -65,14 +65,25 @@ def resolve_machine(
             own = selection.offer("compute_backend").framework
             resolved.reasons["sampler"] = f"it draws from arrays of {between}: those of {own} are lent to it, without a copy"
     if settings["threads"] == 0:
+        cores, whose = _cores(configuration, probe, selection)
         if resolved.ranks == 1:
-            resolved.decide("threads", probe.cores, "one for each physical core this process may use")
+            resolved.decide("threads", cores, f"one for each physical core {whose}")
         else:
-            share = max(1, probe.cores // resolved.ranks)
-            resolved.decide("threads", share, f"{probe.cores} physical cores among {resolved.ranks} processes")
+            share = max(1, cores // resolved.ranks)
+            resolved.decide("threads", share, f"{cores} physical cores among {resolved.ranks} processes")
     if not settings["served_model_name"]:
         resolved.decide("served_model_name", (settings["model"],), "the model as given")
     return resolved
+
+
+def _cores(configuration: Configuration, probe: DeviceProbe, selection: Selection | None) -> tuple[int, str]:
+    """How many there are for threads, and which these are."""
+    backend = None if selection is None else selection.offer("compute_backend")
+    if selection is not None and isinstance(backend, ComputeBackendOffer):
+        left = backend.cores(_section(configuration, selection, "compute_backend"))
+        if left is not None and left < probe.cores:
+            return left, f"that the settings of {backend.name} leave to it"
+    return probe.cores, "this process may use"
 
 
 def budget_bytes(settings: dict[str, Any], probe: DeviceProbe, ranks: int) -> int | None:

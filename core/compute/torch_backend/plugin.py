@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from core.compute.torch_backend import affinity
 from core.hookspecs import hookimpl
-from core.interfaces.rules import Condition, Fact, Remedy, Rule
+from core.interfaces.rules import Condition, Fact, FactRef, Remedy, Rule
 from core.offers import Alias, ComputeBackendOffer, Context, RulesOffer, Section
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class TorchSettings(Section, frozen=True):
 
 COMPILER = Fact("torch.compiler", str, "the C++ compiler that makes the native kernels of a CPU; None when there is none")
 TRITON = Fact("torch.triton", str, "the version of Triton, which makes the native kernels of a CUDA device; None without it")
+NAMED = Fact("torch.named_cpus", int, "how many CPUs cpu_affinity names; None where some are not this process's")
+OWN = Fact("torch.own_cpus", str, "CPUs that this process may run on; None where the system does not tell")
+OTHERS = Fact("torch.other_cpus", str, "CPUs that cpu_affinity names and this process may not run on; None for none")
+AFFINITY = "settings.backend_torch.cpu_affinity"
 BINDS = Fact("torch.binds", bool, "whether threads can be bound to CPUs here, which Linux alone does")
 PLAIN = Remedy("--torch-kernels reference, for plain torch", {"backend_torch.kernels": "reference"})
 INSTALL = Remedy("install g++ or clang++, or name a compiler by $CXX")
@@ -88,9 +92,24 @@ RULES = (
     ),
     Rule(
         id="affinity-without-linux",
-        when=(Condition("settings.backend_torch.cpu_affinity", "!=", None), Condition("torch.binds", "==", False)),
+        when=(Condition(AFFINITY, "!=", None), Condition("torch.binds", "==", False)),
         reason="threads are bound to CPUs on Linux only",
         remedies=(Remedy("leave out --cpu-affinity", {"backend_torch.cpu_affinity": None}),),
+    ),
+    Rule(
+        id="affinity-beyond-the-process",
+        when=(Condition(AFFINITY, "!=", None), Condition("torch.other_cpus", "!=", None)),
+        reason="this process may not run on CPU {torch.other_cpus}, only on {torch.own_cpus}",
+        remedies=(
+            Remedy("--cpu-affinity auto", {"backend_torch.cpu_affinity": affinity.AUTO}),
+            Remedy("--cpu-affinity {torch.own_cpus}", {"backend_torch.cpu_affinity": FactRef("torch.own_cpus")}),
+        ),
+    ),
+    Rule(
+        id="more-threads-than-affinity",
+        when=(Condition("settings.threads", ">", FactRef("torch.named_cpus")), Condition(AFFINITY, "!=", None)),
+        reason="{settings.threads} threads are to stay on {torch.named_cpus} CPUs",
+        remedies=(Remedy("--threads {torch.named_cpus}", {"threads": FactRef("torch.named_cpus")}), Remedy("name more CPUs")),
     ),
     Rule(
         id="native-kernels-without-triton",
@@ -127,6 +146,7 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         framework="torch",
         requires=("torch",),
         ahead=("core.compute.torch_backend.kernels",),
+        cores=lambda section: affinity.cores_left(section.cpu_affinity),
         create=create,
         splits=True,
         settings=TorchSettings,
@@ -148,9 +168,18 @@ def register_rules() -> Iterable[RulesOffer]:
         except NotBuiltError:
             compiler = None
         binds = hasattr(os, "sched_setaffinity")
-        return {COMPILER.name: compiler, TRITON.name: version_of("triton"), BINDS.name: binds}
+        values: dict[str, Any] = {COMPILER.name: compiler, TRITON.name: version_of("triton"), BINDS.name: binds}
+        if not binds:
+            return values
+        own = os.sched_getaffinity(0)
+        wanted = facts.get(AFFINITY)
+        named = frozenset() if wanted is None else affinity.named(wanted)
+        values[OWN.name] = affinity.listed(own)
+        values[OTHERS.name] = affinity.listed(named - own) or None
+        values[NAMED.name] = len(named) if wanted is not None and named <= own else None
+        return values
 
-    facts = COMPILER, TRITON, BINDS
+    facts = COMPILER, TRITON, BINDS, NAMED, OWN, OTHERS
     yield RulesOffer(name="torch", summary="what can compile and bind here", facts=facts, derive=derive)
 
 
