@@ -14,12 +14,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot"."""
+    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot". Its model has
+    ``page_parameters``.
+    """
 
     name: str
     probe: DeviceProbe
     device: str
     page: Mapping[str, int] = field(default_factory=dict)
+    page_parameters: int = 0
     note: str = ""
 
     @property
@@ -33,16 +36,17 @@ class Hardware:
 
 def known_hardware() -> list[Hardware]:
     """``hardware.toml``, each card alone in an otherwise idle machine."""
-    cards = tomllib.loads((Path(__file__).parent / "hardware.toml").read_text(encoding="utf-8"))["gpu"]
+    known = tomllib.loads((Path(__file__).parent / "hardware.toml").read_text(encoding="utf-8"))
     return [
         Hardware(
             name=card["name"],
             probe=_with_gpus(card["name"], card["capability"], card["memory_mib"] * MIB),
             device="cuda",
             page=card.get("page", {}),
+            page_parameters=known["page_parameters"],
             note=card.get("note", ""),
         )
-        for card in cards
+        for card in known["gpu"]
     ]
 
 

@@ -14,7 +14,7 @@ from core.compose.first_pass import first_pass
 from core.compose.hardware import known_hardware, this_machine
 from core.compose.probe import probe_devices
 from core.errors import ExitCode, UserError, problem_text
-from core.plan.table import COUNTS, Cell, Need, Row, departures, table
+from core.plan.table import COUNTS, Cell, Need, Row, departures, refusal, table
 from core.suggest import did_you_mean
 
 MODEL = "random:ernie-4.5-0.3b"
@@ -29,13 +29,18 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m core.plan"
         for problem in error.problems:
             sys.stderr.write(problem_text(problem) + "\n")
         return error.exit_code
+    runs = any(found.gpus is not None for row in rows for found in row.cells.values())
+    code = ExitCode.OK if runs else ExitCode.REFUSED
     if known.json:
         sys.stdout.write(json.dumps(as_json(rows), indent=2) + "\n")
-        return ExitCode.OK
+        return code
+    if wrong := refusal(rows):
+        sys.stderr.writelines(problem_text(problem) + "\n" for problem in wrong)
+        return code
     if unnamed:
         sys.stdout.write(f"{MODEL}, as no --model is named\n\n")
     sys.stdout.write(as_text(rows, quantizations))
-    return ExitCode.OK
+    return code
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -127,6 +132,9 @@ def _needs(rows: Sequence[Row], quantizations: Sequence[str]) -> Iterable[str]:
         ("activations of the largest step", "activations"),
         ("graphs", "graphs"),
     )
+    if not names:
+        yield "none of these machines runs it"
+        return
     yield "of each device"
     yield ""
     titled = [[title, *(show("x_bytes", getattr(found[name], field)) for name in names)] for title, field in parts]

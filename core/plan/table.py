@@ -15,6 +15,7 @@ from core.offers import ParallelismOffer
 from core.plugin_manager import PluginManager
 
 COUNTS = (1, 2, 4, 8)
+BY_TABLE = "LLM(quantization=...)"  # the origin of what ``composed`` asks for
 OF_MEMORY = frozenset({"model-larger-than-memory", "request-larger-than-memory", "cache-larger-than-memory"})
 """Rules whose violation more devices may cure."""
 
@@ -41,6 +42,7 @@ class Cell:
     gpus: int | None
     need: Need | None
     problems: tuple[Problem, ...] = ()
+    parameters: int | None = None  # of the model; None where it was not found
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,16 @@ def table(
 def cell(first: FirstPass, manager: PluginManager, hardware: Hardware, quantization: str, counts: Sequence[int]) -> Cell:
     """The fewest GPUs of ``counts`` that run it. More are tried only where it is memory that one lacks."""
     problems: tuple[Problem, ...] = ()
+    parameters = None
     for gpus in counts if hardware.device == "cuda" else (1,):
         found = composed(first, manager, hardware, quantization, gpus)
+        parameters = found.facts["model.parameters"]
         if found.plan is not None:
-            return Cell(gpus, need(found.plan.facts))
+            return Cell(gpus, need(found.plan.facts), parameters=parameters)
         problems = problems or tuple(found.problems)
         if not _lacks_memory(found):
             break
-    return Cell(None, None, problems)
+    return Cell(None, None, problems, parameters)
 
 
 def composed(first: FirstPass, manager: PluginManager, hardware: Hardware, quantization: str, gpus: int) -> Composition:
@@ -98,10 +102,23 @@ def need(facts: Mapping[str, Any]) -> Need:
     )
 
 
+def refusal(rows: Sequence[Row]) -> tuple[Problem, ...]:
+    """Where nothing runs: what is wrong with the first format that fails on every machine for the same reasons."""
+    if any(found.gpus is not None for row in rows for found in row.cells.values()):
+        return ()
+    for name, first in rows[0].cells.items():
+        everywhere = set.intersection(*({problem.what for problem in row.cells[name].problems} for row in rows))
+        shared = [problem for problem in first.problems if problem.what in everywhere]
+        if shared:
+            return tuple(dataclasses.replace(each, where=each.where.replace(BY_TABLE, "--quantization")) for each in shared)
+    return ()
+
+
 def departures(rows: Sequence[Row]) -> list[str]:
-    """Where this table and FastDeploy's page differ, and where the page contradicts itself or the hardware."""
+    """Where this table and FastDeploy's page of a model differ, and where the page contradicts itself or the hardware."""
     notes = []
-    for row in rows:
+    of_page = [row for row in rows if any(found.parameters == row.hardware.page_parameters for found in row.cells.values())]
+    for row in of_page:
         if row.hardware.note:
             notes.append(f"{row.hardware.name}: {row.hardware.note}")
         for quantization, asked in row.hardware.page.items():

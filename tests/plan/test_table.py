@@ -127,6 +127,49 @@ def test_what_is_wrong_is_said(argv, said, capsys):
     assert said in capsys.readouterr().err.splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("argv", "what", "where"),
+    [
+        (
+            ["--model", "random:tiny", "--quantization", "wint4"],
+            "groups of 128 weights do not divide the hidden width 64",
+            "default of quant_wint4.pad, default of quant_wint4.group_size, --model",
+        ),
+        (
+            ["--quantization", "wint3"],
+            "no installed plugin offers the quantizer 'wint3'; did you mean 'wint8'?",
+            "--quantization",
+        ),
+        (["--port", "99999"], "openai_http.port = '99999': input should be less than or equal to 65535", "--port"),
+        (["--model", "nope"], "there is no model 'nope': it is no folder, and names on a hub read OWNER/NAME", "--model"),
+    ],
+)
+def test_what_nothing_runs_is_refused_as_a_launch_of_it_is(argv, what, where, capsys):
+    assert command.main([*argv, "--hardware", "l20 48g", "--hardware", "a10 24g"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[:2] == [f"dovetail: error: {what}", f"  set by: {where}"]
+    assert command.main([*argv, "--hardware", "l20 48g", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["hardware"][0]["quantizations"]
+
+
+def test_machines_that_lack_different_things_are_a_table_without_needs(capsys):
+    asked = ["--hardware", "a10 24g", "--hardware", "a30 24g", "--quantization", "block_wise_fp8"]
+    assert command.main(asked) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "none of these machines runs it"
+    assert "weights" not in "".join(lines[:6])
+    assert "[1] fp8 needs compute capability 8.9, and A10 24G has 8.6" in lines
+
+
+def test_the_page_is_of_one_model(capsys):
+    asked = ["--hardware", "a30 24g", "--quantization", "none"]
+    assert command.main([*asked, *PAGE_FLAGS]) == 0
+    assert "* A30 24G: the page calls it A30 40G; an A30 has 24 GB" in capsys.readouterr().out
+    assert command.main([*asked, "--model", "random:tiny"]) == 0
+    assert "FastDeploy" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("quantization", ["none", "wint8", "wint4"])
 def test_what_is_foretold_is_what_the_engine_takes(quantization, dtype):
