@@ -14,8 +14,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot". Its model has
-    ``page_parameters``.
+    """A machine to ask about. ``page``: the GPUs that FastDeploy's page asks for, by quantization; 0 for "cannot". The model of
+    that page has ``page_parameters``.
     """
 
     name: str
