@@ -7,16 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from core.interfaces.compute import ComputeBackend, DType
-
-BACKENDS = ("torch", "paddle")
+from core.offers import ComputeBackendOffer, Context
+from core.plugin_manager import PluginManager
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
         action="append",
-        choices=BACKENDS,
-        help="a compute backend for the tests that run on any; may be given several times; torch when it is not given",
+        metavar="NAME",
+        help="an installed compute backend for the tests that run on any; may be given several times; torch when it is not given",
     )
 
 
@@ -51,12 +51,14 @@ def make_backend(compute_backend: str) -> Callable[[DType], ComputeBackend]:
     """A new backend in a number format: plain operations on one thread of the CPU."""
 
     def make(dtype: DType) -> ComputeBackend:
-        if compute_backend == "paddle":
-            from core.compute.paddle_backend.backend import PaddleBackend
+        if compute_backend == "torch":  # whose offer would choose native kernels
+            from core.compute.torch_backend.backend import TorchBackend
 
-            return PaddleBackend("cpu", dtype, threads=1)
-        from core.compute.torch_backend.backend import TorchBackend
-
-        return TorchBackend("cpu", dtype, threads=1)
+            return TorchBackend("cpu", dtype, threads=1)
+        installed = {each.name: each.offer for each in PluginManager.discover().offers("compute_backend")}
+        offer = installed.get(compute_backend)
+        assert isinstance(offer, ComputeBackendOffer), f"--backend {compute_backend}: installed are {', '.join(installed)}"
+        section = offer.settings() if offer.settings else None
+        return offer.create(Context(section, {"threads": 1}, {"device.kind": "cpu", "compute.dtype": dtype}))
 
     return make

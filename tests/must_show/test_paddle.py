@@ -9,6 +9,7 @@ from core.compose.build import fetched, load_model
 from core.testing.inputs import PagedSequences
 from core.text.tokenizer import load_tokenizer
 from frontends.offline import LLM, SamplingParams
+from tests.models import checkpoints as made
 from tests.must_show.served import serving
 
 pytestmark = pytest.mark.paddle
@@ -23,31 +24,79 @@ PROMPTS = [
 ]
 
 
-def logits_of(backend, model):
-    """Of text: on random tokens the demo's float32 rounding alone is beyond the bound."""
-    argv = ["--model", model, "--backend", backend, "--dtype", "float32", "--device", "cpu", "--threads", "1"]
+def loaded(backend, model):
+    argv = ["--model", str(model), "--backend", backend, "--dtype", "float32", "--device", "cpu", "--threads", "1"]
     plan = fetched(compose([*argv, "--max-model-len", "256"], env={}))
-    decoder, prompt = load_model(plan), list(load_tokenizer(plan.model, plan.config).encode(TEXT))
+    return plan, load_model(plan)
+
+
+def logits_of(decoder, prompt):
+    """A prompt in two parts, and a decoded token."""
     kv = decoder.backend.kv_cache(decoder.spec, 8, 16)
     paged = PagedSequences(8, 16, seed=1)
     found = []
-    for piece in (prompt[:20], prompt[20:-1], prompt[-1:]):  # a prompt in two parts, and a decoded token
+    for piece in (prompt[:20], prompt[20:-1], prompt[-1:]):
         step = decoder.backend.upload(paged.step({0: piece}, logits="all"), decoder.spec, kv)
         found.append(np.array(decoder.backend.to_host(decoder.forward(step, kv))))
-    decoder.backend.close()
     return np.concatenate(found)
+
+
+def tokens_of(decoder, prompts, count):
+    """What follows each prompt, greedily, all of them in one batch."""
+    backend, kv = decoder.backend, decoder.backend.kv_cache(decoder.spec, 40, 16)
+    paged, work = PagedSequences(40, 16, seed=2), dict(enumerate(prompts))
+    said = {sequence: [] for sequence in work}
+    for _ in range(count):
+        step = backend.upload(paged.step(work), decoder.spec, kv)
+        best = backend.to_host(backend.argmax(decoder.forward(step, kv))).tolist()
+        work = {sequence: [token] for sequence, token in zip(paged.order, best, strict=True)}
+        for sequence, [token] in work.items():
+            said[sequence].append(token)
+    return said
+
+
+def assert_close(logits, others):
+    assert np.abs(logits).max() > 0.5  # a model that says nothing would agree with anything
+    assert np.abs(logits - others).max() < ALLOWED
 
 
 @pytest.mark.parametrize("model", ["random:tiny", pytest.param("demo", marks=pytest.mark.demo)])
 def test_the_same_logits_and_greedy_tokens(model):
-    torch, paddle = (logits_of(backend, model) for backend in ("torch", "paddle"))
-    assert np.abs(torch).max() > 0.5  # a model that says nothing would agree with anything
-    assert np.abs(torch - paddle).max() < ALLOWED
-    said = []
+    """Of text: on random tokens the demo's float32 rounding alone is beyond the bound."""
+    logits, said = [], []
     for backend in ("torch", "paddle"):
+        plan, decoder = loaded(backend, model)
+        logits.append(logits_of(decoder, list(load_tokenizer(plan.model, plan.config).encode(TEXT))))
+        decoder.backend.close()
         with LLM(model, backend=backend, **SMALL) as llm:
             answers = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
         said.append([answer.outputs[0].token_ids for answer in answers])
+    assert_close(*logits)
+    assert said[0] == said[1]
+
+
+LAYOUTS = {
+    "-PT": lambda model, folder: made.save_pt(model, folder),
+    "-PT, in shards": lambda model, folder: made.save_pt(model, folder, max_shard_size="20KB"),
+    "-Paddle": lambda model, folder: made.save_paddle(model, folder),
+    "GGUF": lambda model, folder: made.save_gguf(model, folder / "model.gguf"),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_random_ernie_in_every_layout(tmp_path, layout, tied):
+    path = LAYOUTS[layout](made.ernie_model(tie_word_embeddings=tied), tmp_path)
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(3, 320, length).tolist() for length in (60, 1, 17, 33)]
+    logits, said = [], []
+    for backend in ("torch", "paddle"):
+        _, decoder = loaded(backend, path)
+        logits.append(logits_of(decoder, prompts[0]))
+        said.append(tokens_of(decoder, prompts, 32))
+        decoder.backend.close()
+    assert_close(*logits)
+    assert min(len(set(tokens)) for tokens in said[0].values()) > 4
     assert said[0] == said[1]
 
 
