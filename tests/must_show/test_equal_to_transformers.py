@@ -211,7 +211,7 @@ WAYS = {
     "one at a time": {"max_num_seqs": 1},
     "all at once, pages of 16": {"block_size": 16},
     "all at once, pages of 64": {"block_size": 64},
-    "a pool that preempts": {"block_size": 16, "num_gpu_blocks_override": 24},
+    "a pool that preempts": {"block_size": 16, "num_gpu_blocks_override": 40},
     "prompts in chunks": {"block_size": 16, "max_num_batched_tokens": 32},
 }
 
