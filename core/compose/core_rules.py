@@ -192,7 +192,6 @@ CORE_RULES: tuple[Rule, ...] = (
     Rule(
         id="cache-larger-than-memory",
         when=(
-            Condition("memory.one_request_bytes", "<=", FactRef("memory.budget_bytes")),
             Condition("memory.total_bytes", ">", FactRef("memory.budget_bytes")),
         ),
         reason="{kv.num_pages} KV pages take {memory.kv_bytes}; with the weights that is {memory.total_bytes}, and "
@@ -203,15 +202,38 @@ CORE_RULES: tuple[Rule, ...] = (
             ),
         ),
     ),
+            Condition("memory.one_request_bytes", "<=", FactRef("memory.budget_bytes")),
     Rule(
         id="cache-smaller-than-a-request",
         when=(Condition("kv.num_pages", "<", FactRef("kv.pages_per_request")),),
         reason="{kv.num_pages} KV pages hold {kv.capacity_tokens} tokens, and one request of max_model_len "
+            Remedy("--kv-cache-memory {memory.fitting_kv_gib}", {"kv_cache_memory": FactRef("memory.fitting_kv_gib")}),
         "{settings.max_model_len} needs {kv.pages_per_request} pages",
         remedies=(
             Remedy("--max-model-len {kv.capacity_model_len}", {"max_model_len": FactRef("kv.capacity_model_len")}),
             Remedy(
                 "--num-gpu-blocks-override {kv.pages_per_request}", {"num_gpu_blocks_override": FactRef("kv.pages_per_request")}
+    Rule(
+        id="cache-sized-twice",
+        when=(
+            Condition("settings.kv_cache_memory", "!=", None),
+            Condition("settings.num_gpu_blocks_override", "!=", None),
+        ),
+        reason="the KV pages are said to be {settings.num_gpu_blocks_override}, and to fill {settings.kv_cache_memory} GiB",
+        remedies=(
+            Remedy("drop --kv-cache-memory", {"kv_cache_memory": None}),
+            Remedy("drop --num-gpu-blocks-override", {"num_gpu_blocks_override": None}),
+        ),
+    ),
+    Rule(
+        id="cpu-cache-on-cuda",
+        when=(Condition("device.kind", "==", "cuda"), Condition("settings.kv_cache_memory", "!=", None)),
+        reason="kv_cache_memory is for a CPU's KV pages; those of a CUDA device fill what gpu_memory_utilization leaves",
+        remedies=(
+            Remedy("drop it, and lower --gpu-memory-utilization if need be", {"kv_cache_memory": None}),
+            Remedy("say how many pages: --num-gpu-blocks-override"),
+        ),
+    ),
             ),
         ),
     ),

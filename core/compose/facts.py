@@ -87,6 +87,7 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("compute.missing_modules", tuple, "modules the compute backend needs and this Python has not"),
     Fact("sampler.frameworks", tuple, "frameworks whose logits the sampler takes"),
     Fact("sampler.between", str, "the framework as whose arrays it is lent the logits of another; None where nothing is lent"),
+    Fact("compute.package", str, "what pip installs them by; None for a backend that pip did not install"),
     Fact("graph_backend.frameworks", tuple, "frameworks the graph backend can capture; None for any"),
     Fact("quantizer.bits", float, "nominal bits of a packed weight"),
     Fact("quantizer.rounds_activations", bool, "whether the packed format rounds activations as well as weights"),
@@ -108,7 +109,8 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("memory.total_bytes", int, "weights, the largest step, and all pages"),
     Fact("memory.host_spare_gib", float, "memory of the host that can be given to something else, GiB"),
     Fact("memory.smaller_dtype", str, "a number format of half the size, None when the weights have it already"),
-    Fact("memory.fitting_pages", int, "pages that fit beside weights and the largest step; None when none does"),
+    Fact("memory.fitting_pages", int, "pages to ask for instead, where a number was asked for; a CPU keeps a tenth free"),
+    Fact("memory.fitting_kv_gib", float, "GiB of pages to ask for instead, where kv_cache_memory asked; a tenth stays free"),
     Fact("memory.fitting_model_len", int, "the longest max_model_len whose request fits; None when none does"),
     Fact("limits.max_batched_tokens", int, "max_model_len * max_num_seqs: no step can be larger"),
 )

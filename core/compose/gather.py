@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
 from core.compose.core_rules import CORE_RULES
 from core.compose.exchange import framework_between, is_importable, number_formats
-from core.compose.facts import CORE_FACTS, Facts, device_facts, model_facts, settings_facts, shard_facts
+from core.compose.facts import CORE_FACTS, GIB, Facts, device_facts, model_facts, settings_facts, shard_facts
 from core.compose.find_model import Found
+from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
 from core.compose.rules import undeclared
 from core.compose.settings import KIND_SETTINGS
@@ -103,6 +105,7 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "parallel.frameworks": tuple(sorted(parallelism.frameworks)) if parallelism else None,
         "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not is_importable(name)),
         "sampler.frameworks": tuple(sorted(sampler.frameworks)) if sampler else None,
+        "compute.package": _package(selection.offers.get("compute_backend"), framework),
         "sampler.between": framework_between(selection),
         "sampler.fitting": _fitting(manager, "sampler", framework),
         "graph_backend.frameworks": tuple(sorted(graph.frameworks)) or None if graph else None,
@@ -116,6 +119,14 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
 
 def _fitting(manager: PluginManager, kind: str, framework: str | None) -> str | None:
     if framework is None:
+def _package(backend: Offered | None, framework: str | None) -> str | None:
+    """A distribution of its own names in its dependencies what its backend imports; this one has an extra for each framework."""
+    if backend is None or backend.provenance.startswith("no distribution"):
+        return None
+    distribution = backend.provenance.partition(" ")[0]
+    return f"{distribution}[{framework}]" if distribution == "dovetail-serve" else distribution
+
+
         return None
     for offered in manager.offers(kind):
         frameworks: frozenset[str] = getattr(offered.offer, "frameworks", frozenset())
@@ -141,7 +152,8 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
     assert memory is not None
     length, step = settings["max_model_len"], settings["max_num_batched_tokens"]
     pages = resolved.num_pages
-    fitting_pages = memory.fitting_pages(step) if memory.budget is not None else None
+    fitting_pages = _fitting_pages(settings, memory, length, step)
+    asked_in_gib = settings["num_gpu_blocks_override"] is None and settings["kv_cache_memory"] is not None
     fitting = fitting_length(resolved, selection, memory, length) if memory.budget is not None else None
     capacity = None if pages is None else pages * memory.page_size
     activation = memory.activation(step)
@@ -161,7 +173,8 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
         "memory.total_bytes": None if pages is None else memory.weights + activation + pages * memory.page,
         "memory.host_spare_gib": _host_spare_gib(settings, resolved, probe),
         "memory.smaller_dtype": "bfloat16" if settings["dtype"] == "float32" else None,
-        "memory.fitting_pages": fitting_pages or None,
+        "memory.fitting_pages": None if asked_in_gib else fitting_pages,
+        "memory.fitting_kv_gib": _whole_gib(fitting_pages, memory, length, resolved.ranks) if asked_in_gib else None,
         "memory.fitting_model_len": fitting or None,
         "limits.max_batched_tokens": length * settings["max_num_seqs"],
     }
@@ -169,12 +182,31 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
 
 def _host_spare_gib(settings: Mapping[str, Any], resolved: Resolved, probe: DeviceProbe) -> float:
     """Nine tenths of what is free, less what the server takes of it when it runs on the CPU; whole hundredths of a GiB."""
+def _fitting_pages(settings: Mapping[str, Any], memory: Memory, length: int, step: int) -> int | None:
+    """A CPU's memory is everyone's, and what is free of it changes: a tenth is left, unless one request needs that too."""
+    if memory.budget is None:
+        return None
+    spared = memory.budget // 10 if settings["device"] == "cpu" else 0
+    one = memory.pages_for(length)
+    most = memory.fitting_pages(step)
+    return max(one, min(most, memory.fitting_pages(step, spared))) if one <= most else None
+
+
+def _whole_gib(pages: int | None, memory: Memory, length: int, ranks: int) -> float | None:
+    """In hundredths where that is enough for one request, so that it can be typed."""
+    if pages is None:
+        return None
+    page, one = memory.page * ranks, memory.pages_for(length)
+    hundredths = math.floor(pages * page / GIB * 100) / 100
+    return hundredths if int(hundredths * GIB) // page >= one else math.ceil(one * page / GIB * 1e6) / 1e6
+
+
     free = probe.free_bytes
     if settings["device"] != "cuda" and resolved.memory is not None:
         memory = resolved.memory
         own = memory.weights + memory.activation(settings["max_num_batched_tokens"]) + (resolved.num_pages or 0) * memory.page
         free -= own * resolved.ranks
-    return max(0, int(free * 0.9 / 2**30 * 100)) / 100
+    return max(0, int(free * 0.9 / GIB * 100)) / 100
 
 
 def gather_rules(selection: Selection, found: Found | None, facts: Facts) -> tuple[list[Rule], list[Problem]]:

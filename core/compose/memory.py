@@ -49,7 +49,8 @@ class Memory:
     def one_request(self, tokens: int, step_tokens: int) -> int:
         return self.weights + self.activation(step_tokens) + self.pages_for(tokens) * self.page
 
-    def fitting_pages(self, step_tokens: int) -> int:
+    def fitting_pages(self, step_tokens: int, spared: int = 0) -> int:
+        """``spared``: bytes of the budget that are not to be used."""
         if self.budget is None:
             return 1 << 40
-        return max(0, (self.budget - self.weights - self.activation(step_tokens)) // self.page)
+        return max(0, (self.budget - spared - self.weights - self.activation(step_tokens)) // self.page)

@@ -143,6 +143,11 @@ def narrow_backend():
     return Point("narrow", plugin("narrow_module", register_compute_backends=[offer]))
 
 
+def backend_of_cpus():
+    offer = ComputeBackendOffer(name="of_cpus", summary="n", framework="fake", devices=("cpu",), create=create)
+    return Point("of_cpus", plugin("of_cpus_module", register_compute_backends=[offer]))
+
+
 def picky_sampler():
     return Point("picky", plugin("picky_module", register_samplers=[sampler("picky", frameworks=("paddle",))]))
 
@@ -195,6 +200,7 @@ CASES = [
         0,
     ),
     ("sampler-of-another-framework", {"sampler": "picky"}, CPU, lambda: manager(picky_sampler()), 1),
+    ("device-the-backend-lacks", {"backend": "of_cpus", "device": "cuda"}, CUDA, lambda: manager(backend_of_cpus()), 1),
     ("number-format-the-backend-lacks", {"backend": "narrow", "dtype": "float16"}, CPU, lambda: manager(narrow_backend()), 1),
     ("graph-of-another-framework", {"graph": "picky"}, CPU, lambda: manager(picky_graph()), 1),
     ("ranks-of-another-framework", {"parallelism": "pair"}, CPU, lambda: paired("paddle"), 1),
@@ -214,6 +220,8 @@ CASES = [
         manager,
         1,
     ),
+    ("cache-sized-twice", {"num_gpu_blocks_override": 64, "kv_cache_memory": 0.5}, CPU, manager, 2),
+    ("cpu-cache-on-cuda", {"kv_cache_memory": 0.5}, CUDA, manager, 1),
     ("cache-smaller-than-a-request", {"num_gpu_blocks_override": 3, "max_model_len": 256}, CPU, manager, 2),
 ]
 
@@ -253,6 +261,33 @@ def test_each_rule_is_broken_by_its_case_and_each_remedy_cures_it(rule_id, setti
     for change in changes:
         after = attempted(cured(settings, change), probe, installed())
         assert rule_id not in ids(after), change
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["--kv-cache-memory", "100"], "--kv-cache-memory 10.78"),
+        (["--num-gpu-blocks-override", "9999999"], "--num-gpu-blocks-override 353478"),
+    ],
+)
+def test_a_smaller_cache_is_advised_in_the_terms_of_what_was_asked_and_leaves_a_tenth_free(flags, remedy):
+    def planned(said):
+        return compose(["--model", "random:tiny", *said], env={}, probe=CPU, manager=manager())
+
+    with pytest.raises(UserError) as error:
+        planned(flags)
+    (problem,) = error.value.problems
+    assert (problem.where.split(",")[0], problem.remedies) == (flags[0], (remedy,))
+    taken = planned(remedy.split()).facts["memory.total_bytes"] / CPU.free_bytes
+    assert taken == pytest.approx(0.9, abs=0.001)
+
+
+def test_a_cache_that_barely_fits_is_advised_for_one_request():
+    small = DeviceProbe("A Test CPU", 4, (), GIB, 6 << 20)
+    asked = {"kv_cache_memory": 1.0, "max_model_len": 2048, "max_num_seqs": 1, "max_num_batched_tokens": 2048}
+    [violation] = attempted(asked, small, manager()).violations
+    after = attempted(cured(asked, violation.remedies[0].set), small, manager())
+    assert (after.problems, after.plan.facts["kv.num_pages"]) == ([], after.plan.facts["kv.pages_per_request"])
 
 
 def test_there_is_a_case_for_every_core_rule():
