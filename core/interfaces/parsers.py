@@ -68,8 +68,12 @@ class ToolStream(ABC):
         """
 
     @abstractmethod
-    def final(self) -> list[Piece]:
-        """The output has ended, perhaps in the middle of something: what was held. Called once, last."""
+    def final(self, *, cut: bool = False) -> list[Piece]:
+        """The output has ended, perhaps in the middle of something: what was held. Called once, last.
+
+        ``cut``: its tokens ran out, or it was aborted. What may have been the beginning of a mark or of a call is then none of
+        the reader's text, and is left out; of a model that ended there by itself, it is.
+        """
 
 
 class ToolParser(ABC):
@@ -97,8 +101,8 @@ class ReasoningStream(ABC):
         """``text`` came next: what of it, and of what was held, is reasoning, and what is the answer that follows it."""
 
     @abstractmethod
-    def final(self) -> tuple[str, str]:
-        """The output has ended: what was held, in the same way. Called once, last."""
+    def final(self, *, cut: bool = False) -> tuple[str, str]:
+        """The output has ended: what was held, in the same way. Called once, last. ``cut``: as for ``ToolStream.final``."""
 
 
 class ReasoningParser(ABC):

@@ -99,6 +99,16 @@ class ToolParserContract(Contract, kit=True):
                 other.push("x")
             assert folded([*ones, *one.final()]) == says, "another output's text moved this one's"
 
+    def test_what_is_cut_off_shows_no_part_of_a_call(self) -> None:
+        """However early the tokens run out, the reader sees a beginning of what the whole says, and no half of a mark."""
+        parser = self.make()
+        for text, (said, calls) in (*((text, (text, [])) for text in (*PLAIN, *self.plain)), *self.examples):
+            for at in range(len(text)):
+                words, begun = told(parser.stream(TOOLS), [text[:at]], whole=False, cut=True)
+                assert said.lstrip().startswith(words.strip()), f"cut off as {text[:at]!r} it says {words!r}"
+                names = [name for name, _ in begun]
+                assert names == [name for name, _ in calls[: len(begun)]], f"cut off as {text[:at]!r} it calls {names}"
+
     def test_it_reads_the_form_it_gives(self) -> None:
         parser = self.make()
         for several in (False, True):
@@ -180,6 +190,14 @@ class ReasoningParserContract(Contract, kit=True):
             found = "".join(first for first, _ in parts), "".join(second for _, second in parts)
             assert found == (reasoning, answer), "another output's text moved this one's"
 
+    def test_what_is_cut_off_shows_no_part_of_a_mark(self) -> None:
+        parser = self.make()
+        for prompt, text, reasoning, answer in self.examples:
+            for at in range(len(text)):
+                before, after = split(parser.stream(prompt), [text[:at]], cut=True)
+                shown = reasoning.startswith(before.strip()) and answer.lstrip().startswith(after.strip())
+                assert shown, f"cut off as {text[:at]!r} it says {before!r} and {after!r}"
+
     def test_it_reads_the_form_it_gives(self) -> None:
         parser = self.make()
         for prompt in {prompt for prompt, _, _, _ in self.examples}:
@@ -190,11 +208,11 @@ class ReasoningParserContract(Contract, kit=True):
                 assert found == (before.strip(), "42"), f"its own form, {text!r} before an answer, is read as {found}"
 
 
-def told(stream: ToolStream, texts: Sequence[str], *, whole: bool = True) -> Told:
+def told(stream: ToolStream, texts: Sequence[str], *, whole: bool = True, cut: bool = False) -> Told:
     pieces: list[Piece] = []
     for text in texts:
         pieces += stream.push(text)
-    return folded([*pieces, *stream.final()], whole=whole)
+    return folded([*pieces, *stream.final(cut=cut)], whole=whole)
 
 
 def folded(pieces: Sequence[Piece], *, whole: bool = True) -> Told:
@@ -214,8 +232,8 @@ def folded(pieces: Sequence[Piece], *, whole: bool = True) -> Told:
     return said, [(name, json.loads(arguments) if whole else arguments) for name, arguments in calls]
 
 
-def split(stream: ReasoningStream, texts: Sequence[str]) -> tuple[str, str]:
-    parts = [*(stream.push(text) for text in texts), stream.final()]
+def split(stream: ReasoningStream, texts: Sequence[str], *, cut: bool = False) -> tuple[str, str]:
+    parts = [*(stream.push(text) for text in texts), stream.final(cut=cut)]
     answered = False
     for reasoning, answer in parts:
         assert not (answered and reasoning), "reasoning came after the answer"

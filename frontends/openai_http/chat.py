@@ -53,7 +53,7 @@ class ChatForm:
     def closing(self, choice: int, delta: TextDelta) -> dict[str, Any]:
         """What was held until the end comes with the reason of it."""
         reading = self._readings[choice]
-        held = reading.end()
+        held = reading.end(delta.finish_reason)
         reason = {"finish_reason": reading.finish_reason(delta.finish_reason), "stop_reason": delta.stop_reason}
         return self._chunk(choice, _told(held)) | reason
 
@@ -61,7 +61,7 @@ class ChatForm:
         assert gathered.last is not None
         reading = self._readings[choice]
         reading.take(gathered.text, gathered.ids, len(gathered.ids))
-        reading.end()
+        reading.end(gathered.last.finish_reason)
         message: dict[str, Any] = {"role": "assistant", "content": reading.text, "refusal": None}
         if self._outline.reasoning_parser is not None:
             message |= dict.fromkeys(REASONING, reading.reasoning or None)

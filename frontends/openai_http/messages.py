@@ -84,7 +84,7 @@ class MessageStory:
         yield from map(_told, self._blocks.take(self._reading.take(delta.text, delta.token_ids, delta.num_generated_tokens)))
 
     def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
-        yield from map(_told, self._blocks.take(self._reading.end()))
+        yield from map(_told, self._blocks.take(self._reading.end(last.finish_reason)))
         yield from map(_told, self._blocks.end())
         reason, sequence = self._end(last)
         ended = {"stop_reason": reason, "stop_sequence": sequence}
@@ -96,7 +96,8 @@ class MessageStory:
 
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
         assert gathered.last is not None
-        for gained in (self._reading.take(gathered.text, gathered.ids, len(gathered.ids)), self._reading.end()):
+        taken = self._reading.take(gathered.text, gathered.ids, len(gathered.ids))
+        for gained in (taken, self._reading.end(gathered.last.finish_reason)):
             deque(self._blocks.take(gained), 0)
         deque(self._blocks.end(), 0)
         content = [_block(block, block.text) for block in self._blocks.all]

@@ -17,7 +17,7 @@ import msgspec
 from core.errors import RequestError
 from core.interfaces.frontend import Service, Tokenizer
 from core.interfaces.parsers import CallBegins, CallGrows, Part, Piece, ReasoningParser, Said, Tool, ToolParser
-from core.interfaces.request import Grammar, SamplingParams
+from core.interfaces.request import FinishReason, Grammar, SamplingParams
 from frontends.openai_http.form import field_of, grammar_of
 from frontends.openai_http.schema import ChatBody, NamedFunction
 
@@ -113,12 +113,13 @@ class Reading:
             self._before_answer = num_tokens - others
         return self._gained(reasoning, self._read(answer, token_ids))
 
-    def end(self) -> Gained:
-        """The output has ended: what was held until now."""
-        reasoning, answer = self._thoughts.final() if self._thoughts is not None else ("", "")
+    def end(self, reason: FinishReason | None) -> Gained:
+        """The output has ended for this reason: what was held until now, and is no beginning of something that was cut off."""
+        cut = reason in ("length", "abort")
+        reasoning, answer = self._thoughts.final(cut=cut) if self._thoughts is not None else ("", "")
         pieces = self._read(answer, ())
         if self._tools is not None:
-            pieces += self._tools.final()
+            pieces += self._tools.final(cut=cut)
         return self._gained(reasoning, pieces)
 
     def finish_reason(self, reason: str | None) -> str | None:

@@ -99,7 +99,7 @@ class ResponseStory:
         yield from self._told(self._blocks.take(gained))
 
     def closing(self, last: TextDelta, usage: Mapping[str, Any]) -> Iterator[Event]:
-        yield from self._told(self._blocks.take(self._reading.end()))
+        yield from self._told(self._blocks.take(self._reading.end(last.finish_reason)))
         yield from self._told(self._blocks.end())
         status = _status(last)
         kind = "response.completed" if status == "completed" else "response.incomplete"
@@ -114,7 +114,8 @@ class ResponseStory:
     def whole(self, gathered: Gathered, usage: Mapping[str, Any]) -> dict[str, Any]:
         assert gathered.last is not None
         self._untold = list(gathered.infos) if self._with_logprobs else []
-        for gained in (self._reading.take(gathered.text, gathered.ids, len(gathered.ids)), self._reading.end()):
+        taken = self._reading.take(gathered.text, gathered.ids, len(gathered.ids))
+        for gained in (taken, self._reading.end(gathered.last.finish_reason)):
             deque(self._told(self._blocks.take(gained)), 0)
         deque(self._told(self._blocks.end()), 0)
         return self._response(_status(gathered.last), usage)

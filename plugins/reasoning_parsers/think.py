@@ -65,12 +65,20 @@ class ThinkStream(ReasoningStream):
             answer += self._answer()
         return reasoning, answer
 
-    def final(self) -> tuple[str, str]:
+    def final(self, *, cut: bool = False) -> tuple[str, str]:
         rest, self._pending = self._pending, ""
+        if cut and (held := _beginning(rest, self._awaited)):
+            rest = rest[: len(rest) - held].rstrip()
         if self._state == "thinking":
             rest = rest.lstrip() if self._silent else rest
             return rest.rstrip(), ""
         return "", rest
+
+    @property
+    def _awaited(self) -> str:
+        """The mark that ends this part."""
+        begin, end = self._wrap or ("", "")
+        return {"before": START, "thinking": END, "unwrapping": begin, "wrapped": end, "answer": ""}[self._state]
 
     def _before(self) -> None:
         found = self._pending.lstrip()
@@ -133,5 +141,9 @@ class ThinkStream(ReasoningStream):
 
 def _certain(text: str, mark: str) -> int:
     """How much of ``text`` is neither the beginning of ``mark`` nor white space before it."""
-    held = next((length for length in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:length])), 0)
-    return len(text[: len(text) - held].rstrip())
+    return len(text[: len(text) - _beginning(text, mark)].rstrip())
+
+
+def _beginning(text: str, mark: str) -> int:
+    """The length of the longest end of ``text`` that begins ``mark`` without being all of it."""
+    return next((length for length in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:length])), 0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from core.interfaces.parsers import Part, Piece, Said, Tool, ToolParser, ToolStream
-from tool_parsers.call_reader import CallReader
+from tool_parsers.call_reader import ARGUMENTS, CallReader
 
 TAG = "<|python_tag|>"
 MOST_CALLS = 16
 _BETWEEN = " \t\r\n;,"
+_KEYS = ARGUMENTS | {"name"}
+_OPENING = re.compile(r'\{\s*(?:"(?P<key>[^"]*)(?:(?P<closed>")\s*(?::\s*"(?P<name>[^"]*))?)?)?')
 
 
 class Bare(ToolParser):
@@ -56,11 +59,24 @@ class BareStream(ToolStream):
                 pieces += self._inside(self._call)
         return pieces + self._rest()
 
-    def final(self) -> list[Piece]:
+    def final(self, *, cut: bool = False) -> list[Piece]:
         if self._call is not None:
-            return [] if self._call.told else [Said(self._before + self._call.raw)]
-        self._words = not self._any_call or bool(self._pending.strip(_BETWEEN))
+            begun = self._call.told or (cut and self._may_call(self._call.raw))
+            return [] if begun else [Said(self._before + self._call.raw)]
+        pending = self._pending.strip(_BETWEEN)
+        if cut and not self._any_call and pending and (TAG.startswith(pending) or pending.startswith(TAG)):
+            return []
+        self._words = not self._any_call or bool(pending)
         return self._rest()
+
+    def _may_call(self, raw: str) -> bool:
+        """Whether the beginning of an object is that of a call rather than of an answer in JSON."""
+        found = _OPENING.match(raw)
+        assert found is not None
+        key, closed, name = found["key"] or "", found["closed"], found["name"]
+        if name is not None and key == "name":
+            return any(each.startswith(name) for each in self._names)
+        return key in _KEYS if closed else any(each.startswith(key) for each in _KEYS)
 
     def _begins(self) -> bool:
         """Whether it is known now what comes: a call, or text."""

@@ -47,7 +47,9 @@ class PythonicStream(ToolStream):
             pieces += call
         return pieces + self._rest()
 
-    def final(self) -> list[Piece]:
+    def final(self, *, cut: bool = False) -> list[Piece]:
+        if cut and (self._state == "list" or (self._state == "before" and self._pending.strip())):
+            return []
         if self._state == "list":
             self._pending = self._opening + self._pending
         if self._state != "after":

@@ -55,10 +55,12 @@ class TaggedStream(ToolStream):
             pieces += self._closed() if self._closing else self._inside() if self._call is not None else self._outside()
         return pieces
 
-    def final(self) -> list[Piece]:
+    def final(self, *, cut: bool = False) -> list[Piece]:
         if self._call is not None:
-            return [] if self._call.told else list(self._said(self._opening + self._call.raw))
-        return [] if self._closing else list(self._said(self._pending))
+            return [] if cut or self._call.told else list(self._said(self._opening + self._call.raw))
+        if self._closing or (cut and beginning(self._pending, BEGIN)):
+            return []
+        return list(self._said(self._pending))
 
     def _outside(self) -> Iterator[Piece]:
         at = self._pending.find(BEGIN)

@@ -67,6 +67,7 @@ class FakeService(Service):
         self.draining = False
         self.dead_because = ""
         self.stats_hang = False
+        self.ends_as = "length"  # an answer that is longer than it may be
         self._dead = asyncio.Event()
 
     def die(self, reason):
@@ -102,7 +103,7 @@ class FakeService(Service):
             if stop in answer:
                 answer, reason = answer[: answer.index(stop)], stop
         if params.max_tokens is not None and len(answer) > params.max_tokens:
-            answer, finish, reason = answer[: params.max_tokens], "length", None
+            answer, finish, reason = answer[: params.max_tokens], self.ends_as, None
         size = int(script.get("chunk", 1))
         pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
         done = 0

@@ -132,6 +132,47 @@ def test_what_is_no_call_is_told_at_the_end():
         assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+CUT = [  # (what the model says, how much of it, what of that is for the reader)
+    (f"I look.\n{CALL}", len("I look.\n<tool_ca"), "I look."),
+    (f"I look.\n{CALL}", len('I look.\n<tool_call>\n{"name": "wea'), "I look."),
+    (f"{THOUGHT}{CALL}", len("<thi"), ""),
+    (f"{THOUGHT}{CALL}", len(f"{THOUGHT}<too"), ""),
+    (f"{THOUGHT}One, two, three.", len(f"{THOUGHT}One, t"), "One, t"),
+]
+SAID = {  # by route: a body, the text of a whole answer, that of an event
+    "/v1/chat/completions": (
+        lambda most: {"messages": USER, "max_tokens": most, "tools": TOOLS},
+        lambda whole: whole["choices"][0]["message"]["content"],
+        lambda event: event["choices"][0]["delta"].get("content", ""),
+    ),
+    "/v1/responses": (
+        lambda most: {"input": "?", "max_output_tokens": most, "tools": [{"type": "function", **TOOLS[0]["function"]}]},
+        lambda whole: "".join(
+            part["text"] for item in whole["output"] if item["type"] == "message" for part in item["content"]
+        ),
+        lambda event: event["delta"] if event["type"] == "response.output_text.delta" else "",
+    ),
+    "/v1/messages": (
+        lambda most: {"model": "fake", "messages": USER, "max_tokens": most, "tools": [{"name": "weather"}]},
+        lambda whole: "".join(block["text"] for block in whole["content"] if block["type"] == "text"),
+        lambda event: event["delta"].get("text", "") if event["type"] == "content_block_delta" else "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "most", "left"), CUT)
+@pytest.mark.parametrize("ends_as", ["length", "abort"])
+def test_half_a_mark_that_was_cut_off_is_nothing_to_read(words, most, left, ends_as):
+    served = service(words, reasoning=Think(begins=False))
+    served.ends_as = ends_as
+    with TestClient(create_app(served)) as http:
+        for path, (body, of_whole, of_event) in SAID.items():
+            assert of_whole(http.post(path, json=body(most)).json()) == left
+            lines = http.post(path, json={**body(most), "stream": True}).text.splitlines()
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+            assert "".join(map(of_event, events)) == left
+
+
 def test_one_call_where_no_more_are_wanted():
     choice = ask(service(TWO), tools=TOOLS, parallel_tool_calls=False).choices[0]
     assert [call.function.name for call in choice.message.tool_calls] == ["weather"]

@@ -25,9 +25,9 @@ class UpToMark(ReasoningStream):
     def held(self):
         return next((length for length in (2, 1) if self.pending.endswith(MARK[:length])), 0)
 
-    def final(self):
+    def final(self, *, cut=False):
         rest, self.pending = self.pending, ""
-        return rest, ""
+        return "" if cut else rest, ""
 
 
 class Marked(ReasoningParser):
@@ -106,8 +106,18 @@ class TestHoldsEverything(Contract):
                 self.all = getattr(self, "all", "") + text
                 return "", ""
 
-            def final(self):
+            def final(self, *, cut=False):
                 return super().push(getattr(self, "all", "")) if self.thinking else ("", self.all)
+
+
+class TestShowsWhatWasCutOff(Contract):
+    __test__ = True
+    caught_by = "test_what_is_cut_off_shows_no_part_of_a_mark"
+
+    class implementation(Marked):
+        class stream_class(UpToMark):
+            def final(self, *, cut=False):
+                return super().final()
 
 
 class TestSharesItsState(Contract):

@@ -26,9 +26,10 @@ class Lines(ToolStream):
             self.pending = ""
         return pieces
 
-    def final(self):
+    def final(self, *, cut=False):
         rest, self.pending = self.pending, ""
-        return self.line(rest, "")
+        pieces = self.line(rest, "")
+        return [] if cut and pieces == [Said(rest)] else pieces
 
     def may_begin(self, text):
         return MARK.startswith(text) or text.startswith(MARK)
@@ -128,6 +129,16 @@ class TestHoldsEverything(Contract):
         class stream_class(Lines):
             def may_begin(self, text):
                 return True
+
+
+class TestShowsWhatWasCutOff(Contract):
+    __test__ = True
+    caught_by = "test_what_is_cut_off_shows_no_part_of_a_call"
+
+    class implementation(OneALine):
+        class stream_class(Lines):
+            def final(self, *, cut=False):
+                return super().final()
 
 
 class TestSharesItsState(Contract):
