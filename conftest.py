@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backend",
         action="append",
         metavar="NAME",
-        help="an installed compute backend for the tests that run on any; may be given several times; torch when it is not given",
+        help="an installed compute backend for the tests that run on any; may be given several times; torch when none is given",
     )
 
 

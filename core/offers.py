@@ -232,9 +232,10 @@ class ComputeBackendOffer(Offer):
     engine's process does so while the front end's still gets ready.
 
     ``splits``: whether its backends can ``join`` others, each with a part of the model's weights.
-    ``dtypes``: the number formats it computes in, the best first, by kind of device ("cpu", "cuda"); all of them where it has
-    nothing to say. ``exchanges``: whether its framework lends and takes arrays through DLPack, as ``from_dlpack`` of its top
-    module does: then a sampler of another framework gets its logits so, without a copy.
+    ``devices``: the kinds of device it runs on, of "cpu" and "cuda": ``--device auto`` takes one of them, others are refused.
+    ``dtypes``: the number formats it computes in, the best first, by kind of device; all of them where it has nothing to say.
+    ``exchanges``: whether its framework lends and takes arrays through DLPack, as ``from_dlpack`` of its top module does: then
+    a sampler of another framework gets its logits so, without a copy.
 
     ``cores(section)``: how many physical cores its settings leave to its threads, or None where they say nothing of it. Threads
     that nobody counted are then no more than these.
@@ -246,6 +247,7 @@ class ComputeBackendOffer(Offer):
     requires: tuple[str, ...] = ()
     ahead: tuple[str, ...] = ()
     splits: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exchanges: bool = False
     cores: Callable[[Any], int | None] = field(default=lambda section: None)

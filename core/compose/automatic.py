@@ -42,8 +42,12 @@ def resolve_machine(
     """What needs no model: device, number format, threads, names."""
     resolved = Resolved(dict(configuration.settings), ranks=ranks)
     settings = resolved.settings
+    backend: Any = None if selection is None else selection.offer("compute_backend")
     if settings["device"] == "auto":
-        if probe.devices:
+        kinds: tuple[str, ...] = ("cpu", "cuda") if backend is None else backend.devices
+        if len(kinds) == 1:
+            resolved.decide("device", kinds[0], f"the compute backend {backend.name} runs on nothing else")
+        elif probe.devices:
             resolved.decide("device", "cuda", f"found {probe.devices[0].name}")
         else:
             resolved.decide("device", "cpu", probe.note or "no CUDA device was found")
@@ -53,7 +57,6 @@ def resolve_machine(
             resolved.decide("dtype", "float16", f"a device of capability {probe.devices[0].capability} has no bfloat16")
         else:
             resolved.decide("dtype", "bfloat16", "the format the models were trained in")
-        backend: Any = None if selection is None else selection.offer("compute_backend")
         formats = number_formats(backend, settings["device"])
         if formats is not None and settings["dtype"] not in formats:
             where = "a CPU" if settings["device"] == "cpu" else "a CUDA device"

@@ -109,7 +109,16 @@ CORE_RULES: tuple[Rule, ...] = (
         id="framework-missing",
         when=(Condition("compute.missing_modules", "!=", ()),),
         reason="the compute backend {chosen.compute_backend} needs modules that are not installed: {compute.missing_modules}",
-        remedies=(Remedy("pip install 'dovetail-serve[{compute.framework}]'"),),
+        remedies=(Remedy("pip install '{compute.package}'"), Remedy("choose another compute backend")),
+    ),
+    Rule(
+        id="device-the-backend-lacks",
+        when=(Condition("device.kind", "not in", FactRef("compute.devices")),),
+        reason="the compute backend {chosen.compute_backend} runs on {compute.devices}, not on {device.kind}",
+        remedies=(
+            Remedy("--device {compute.device}", {"device": FactRef("compute.device")}),
+            Remedy("choose another compute backend"),
+        ),
     ),
     Rule(
         id="number-format-the-backend-lacks",
@@ -193,26 +202,17 @@ CORE_RULES: tuple[Rule, ...] = (
         id="cache-larger-than-memory",
         when=(
             Condition("memory.total_bytes", ">", FactRef("memory.budget_bytes")),
+            Condition("memory.one_request_bytes", "<=", FactRef("memory.budget_bytes")),
         ),
         reason="{kv.num_pages} KV pages take {memory.kv_bytes}; with the weights that is {memory.total_bytes}, and "
         "{memory.budget_bytes} of {device.kind} memory may be used",
         remedies=(
+            Remedy("--kv-cache-memory {memory.fitting_kv_gib}", {"kv_cache_memory": FactRef("memory.fitting_kv_gib")}),
             Remedy(
                 "--num-gpu-blocks-override {memory.fitting_pages}", {"num_gpu_blocks_override": FactRef("memory.fitting_pages")}
             ),
         ),
     ),
-            Condition("memory.one_request_bytes", "<=", FactRef("memory.budget_bytes")),
-    Rule(
-        id="cache-smaller-than-a-request",
-        when=(Condition("kv.num_pages", "<", FactRef("kv.pages_per_request")),),
-        reason="{kv.num_pages} KV pages hold {kv.capacity_tokens} tokens, and one request of max_model_len "
-            Remedy("--kv-cache-memory {memory.fitting_kv_gib}", {"kv_cache_memory": FactRef("memory.fitting_kv_gib")}),
-        "{settings.max_model_len} needs {kv.pages_per_request} pages",
-        remedies=(
-            Remedy("--max-model-len {kv.capacity_model_len}", {"max_model_len": FactRef("kv.capacity_model_len")}),
-            Remedy(
-                "--num-gpu-blocks-override {kv.pages_per_request}", {"num_gpu_blocks_override": FactRef("kv.pages_per_request")}
     Rule(
         id="cache-sized-twice",
         when=(
@@ -234,6 +234,15 @@ CORE_RULES: tuple[Rule, ...] = (
             Remedy("say how many pages: --num-gpu-blocks-override"),
         ),
     ),
+    Rule(
+        id="cache-smaller-than-a-request",
+        when=(Condition("kv.num_pages", "<", FactRef("kv.pages_per_request")),),
+        reason="{kv.num_pages} KV pages hold {kv.capacity_tokens} tokens, and one request of max_model_len "
+        "{settings.max_model_len} needs {kv.pages_per_request} pages",
+        remedies=(
+            Remedy("--max-model-len {kv.capacity_model_len}", {"max_model_len": FactRef("kv.capacity_model_len")}),
+            Remedy(
+                "--num-gpu-blocks-override {kv.pages_per_request}", {"num_gpu_blocks_override": FactRef("kv.pages_per_request")}
             ),
         ),
     ),

@@ -100,12 +100,14 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "sections.unloaded": unloaded,
         "compute.framework": framework,
         "compute.splits": getattr(backend, "splits", None),
+        "compute.devices": getattr(backend, "devices", None),
+        "compute.device": next(iter(getattr(backend, "devices", ())), None),
         "compute.dtypes": formats,
         "compute.best_dtype": formats[0] if formats else None,
         "parallel.frameworks": tuple(sorted(parallelism.frameworks)) if parallelism else None,
+        "compute.package": _package(selection.offers.get("compute_backend"), framework),
         "compute.missing_modules": tuple(name for name in getattr(backend, "requires", ()) if not is_importable(name)),
         "sampler.frameworks": tuple(sorted(sampler.frameworks)) if sampler else None,
-        "compute.package": _package(selection.offers.get("compute_backend"), framework),
         "sampler.between": framework_between(selection),
         "sampler.fitting": _fitting(manager, "sampler", framework),
         "graph_backend.frameworks": tuple(sorted(graph.frameworks)) or None if graph else None,
@@ -117,8 +119,6 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
     }
 
 
-def _fitting(manager: PluginManager, kind: str, framework: str | None) -> str | None:
-    if framework is None:
 def _package(backend: Offered | None, framework: str | None) -> str | None:
     """A distribution of its own names in its dependencies what its backend imports; this one has an extra for each framework."""
     if backend is None or backend.provenance.startswith("no distribution"):
@@ -127,6 +127,8 @@ def _package(backend: Offered | None, framework: str | None) -> str | None:
     return f"{distribution}[{framework}]" if distribution == "dovetail-serve" else distribution
 
 
+def _fitting(manager: PluginManager, kind: str, framework: str | None) -> str | None:
+    if framework is None:
         return None
     for offered in manager.offers(kind):
         frameworks: frozenset[str] = getattr(offered.offer, "frameworks", frozenset())
@@ -180,8 +182,6 @@ def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) ->
     }
 
 
-def _host_spare_gib(settings: Mapping[str, Any], resolved: Resolved, probe: DeviceProbe) -> float:
-    """Nine tenths of what is free, less what the server takes of it when it runs on the CPU; whole hundredths of a GiB."""
 def _fitting_pages(settings: Mapping[str, Any], memory: Memory, length: int, step: int) -> int | None:
     """A CPU's memory is everyone's, and what is free of it changes: a tenth is left, unless one request needs that too."""
     if memory.budget is None:
@@ -201,6 +201,8 @@ def _whole_gib(pages: int | None, memory: Memory, length: int, ranks: int) -> fl
     return hundredths if int(hundredths * GIB) // page >= one else math.ceil(one * page / GIB * 1e6) / 1e6
 
 
+def _host_spare_gib(settings: Mapping[str, Any], resolved: Resolved, probe: DeviceProbe) -> float:
+    """Nine tenths of what is free, less what the server takes of it when it runs on the CPU; whole hundredths of a GiB."""
     free = probe.free_bytes
     if settings["device"] != "cuda" and resolved.memory is not None:
         memory = resolved.memory

@@ -226,6 +226,16 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("distribution", "package"), [("dovetail-serve", "dovetail-serve[fake]"), ("dovetail-backend-two", "dovetail-backend-two")]
+)
+def test_a_missing_framework_comes_with_its_backend(distribution, package):
+    offered = plugin("m", register_compute_backends=[backend("two", requires=("no_such_module_x",))])
+    found = attempted({"plugins": "backend_two"}, CPU, manager(Point("backend_two", offered, distribution)))
+    [missing] = [each for each in found.violations if each.id == "framework-missing"]
+    assert [each.text for each in missing.remedies] == [f"pip install '{package}'", "choose another compute backend"]
+
+
 def attempted(settings, probe, installed):
     first = first_pass([], {}, {"model": "random:tiny", **settings})
     return attempt(first, installed, probe)

@@ -76,9 +76,9 @@ def test_the_same_logits_and_greedy_tokens(model):
 
 
 LAYOUTS = {
-    "-PT": lambda model, folder: made.save_pt(model, folder),
+    "-PT": made.save_pt,
     "-PT, in shards": lambda model, folder: made.save_pt(model, folder, max_shard_size="20KB"),
-    "-Paddle": lambda model, folder: made.save_paddle(model, folder),
+    "-Paddle": made.save_paddle,
     "GGUF": lambda model, folder: made.save_gguf(model, folder / "model.gguf"),
 }
 
