@@ -147,6 +147,16 @@ def test_a_backend_that_lacks_the_usual_number_format_gets_its_best():
     assert planned(CUDA, installed, backend="narrow").settings["dtype"] == "bfloat16"  # of which it says nothing
 
 
+@pytest.mark.parametrize(("kinds", "found"), [(("cpu",), "cpu"), (("cuda",), "cuda"), (("cpu", "cuda"), "cuda")])
+def test_the_device_is_one_that_the_backend_runs_on(kinds, found):
+    offer = ComputeBackendOffer(name="narrow", summary="n", framework="fake", devices=kinds, create=create)
+    installed = manager(Point("narrow", plugin("narrow_module", register_compute_backends=[offer])))
+    plan = planned(CUDA, installed, backend="narrow")
+    assert plan.settings["device"] == found
+    told = "found A Test GPU" if len(kinds) == 2 else "the compute backend narrow runs on nothing else"
+    assert plan.reasons["device"] == told
+
+
 @pytest.mark.parametrize(("takes", "between"), [(("json",), "json"), (("json", "lending"), None)])
 def test_a_sampler_of_another_framework_is_lent_the_logits_where_the_backend_can(takes, between):
     offer = ComputeBackendOffer(name="lends", summary="l", framework="lending", exchanges=True, create=create)
