@@ -225,7 +225,7 @@ def register_cache_policies() -> Iterable[CachePolicyOffer]:
             yield CachePolicyOffer(name="mine", summary="keeps system prompts for ever", create=create)
 
     ``create`` returns a ``core.interfaces.cache.CachePolicy``; ``core.testing.CachePolicyContract`` tests it:
-    no page is ever lost.
+    no page is ever lost, and whoever only waits changes nothing. ``docs/plugins/cache-policy.md`` has a whole one.
     """
     raise NotImplementedError
 

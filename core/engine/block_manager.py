@@ -6,12 +6,17 @@ At any time ``free + used + kept == total``: used by rows, or kept by the policy
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from core.engine.alike import Alike
 from core.engine.rows import Ints, Rows, Sequence
 from core.interfaces.blocks import BlockPolicy, PoolUse
-from core.interfaces.cache import CachePolicy, Hit, PagePool
+from core.interfaces.cache import CachePolicy, Found, PagePool
+from core.interfaces.compute import Copying
+
+NOTHING = Found(0)
 
 
 class BlockManager:
@@ -22,6 +27,8 @@ class BlockManager:
         self._policy = policy
         self._division = division
         self._rows = rows
+        self._kept_since = 0  # counts the calls by which what the policy keeps may have changed
+        self._used: PoolUse | None = None  # None: pages have changed hands
         policy.attach(self.pool)
 
     @property
@@ -37,31 +44,40 @@ class BlockManager:
     def num_kept(self) -> int:
         return self._policy.num_reclaimable
 
-    def find(self, sequence: Sequence) -> Hit | None:
-        """The pages that already hold a prefix of a waiting sequence, if the others that it needs can be had, or None."""
-        if sequence.pages_missed > self._division.for_admission(self._use()):
-            return None  # looking again would find nothing new: what it missed has not become free
-        if sequence.read is None:
-            hit = self._policy.lookup(sequence.tokens, sequence.request.cache_salt)
-        else:
-            hit = Hit(np.zeros(0, np.int32), 0)  # all of its tokens are computed
-        if hit.num_tokens != len(hit.pages) * self.pool.page_size or hit.num_tokens >= len(sequence.tokens):
-            raise RuntimeError(
-                f"cache policy {type(self._policy).__name__} found {hit.num_tokens} of {len(sequence.tokens)} tokens in "
-                f"{len(hit.pages)} pages of {self.pool.page_size}: a hit is whole pages and leaves a token to compute"
-            )
-        missing = self._pages_at_admission(len(sequence.tokens), sequence.limit) - len(hit.pages)
-        fits = missing <= self._division.for_admission(self._use())  # anew: the hit's own pages are no longer reclaimable
-        sequence.pages_missed = 0 if fits else missing
-        if fits:
-            return hit
-        self.give_back(hit)
-        return None
+    def find(self, sequence: Sequence) -> Found | None:
+        """What is kept of a waiting sequence, if the other pages that it needs can be had, or None. It changes nothing."""
+        found = self._found(sequence)
+        missing = self._pages_at_admission(len(sequence.tokens), sequence.limit) - found.num_tokens // self.pool.page_size
+        use = self._use()
+        if found.room:
+            use = replace(use, available=use.available - found.room)
+        return found if missing <= self._division.for_admission(use) else None
+
+    def _found(self, sequence: Sequence) -> Found:
+        """The policy is asked again only when it may have something else to say."""
+        if sequence.read is not None:
+            return NOTHING  # all of its tokens are computed
+        if sequence.found is None or sequence.found_since != self._kept_since:
+            sequence.found = self._policy.find(sequence.tokens, sequence.request.cache_salt, sequence.found)
+            sequence.found_since = self._kept_since
+            tokens = sequence.found.num_tokens
+            if tokens % self.pool.page_size or tokens >= len(sequence.tokens):
+                raise RuntimeError(
+                    f"cache policy {type(self._policy).__name__} found {tokens} of {len(sequence.tokens)} tokens in pages of "
+                    f"{self.pool.page_size}: it finds whole pages and leaves a token to compute"
+                )
+        return sequence.found
 
     def _use(self) -> PoolUse:
-        rows = self._rows
-        growing = np.count_nonzero((rows.num_pages > 0) & (rows.num_pages < rows.most_pages))
-        return PoolUse(self.pool.total, self.num_available, int(rows.num_grown.sum()), int(growing))
+        if self._used is None:
+            rows = self._rows
+            growing = np.count_nonzero((rows.num_pages > 0) & (rows.num_pages < rows.most_pages))
+            self._used = PoolUse(self.pool.total, self.num_available, int(rows.num_grown.sum()), int(growing))
+        return self._used
+
+    def _changed(self) -> None:
+        self._kept_since += 1
+        self._used = None
 
     def _pages_at_admission(self, known: int, limit: int) -> int:
         """``limit``: the length at which the sequence ends; its last token is never computed."""
@@ -69,20 +85,29 @@ class BlockManager:
         pages = -(-known // size)
         return max(pages, min(pages + self._division.ahead, -(-(limit - 1) // size)))
 
-    def give_back(self, hit: Hit) -> None:
-        """A found sequence is not admitted after all."""
-        self._policy.leave(hit.pages)
+    def attach(self, row: int, found: Found) -> tuple[Copying, ...]:
+        """The pages of a row that was just placed: those found, and fresh ones for the rest of its tokens.
 
-    def attach(self, row: int, hit: Hit) -> None:
-        """The pages of a row that was just placed: those found, and fresh ones for the rest of its tokens."""
-        rows = self._rows
-        found = len(hit.pages)
+        The copies that must be done before it is computed.
+        """
+        rows, start = self._rows, 0
+        copies: tuple[Copying, ...] = ()
+        if found.num_tokens:
+            hit = self._policy.take(found)
+            copies, start = hit.arriving, len(hit.pages)
+            if start * self.pool.page_size != found.num_tokens:
+                raise RuntimeError(
+                    f"cache policy {type(self._policy).__name__} found {found.num_tokens} tokens and gave {start} pages of "
+                    f"{self.pool.page_size} for them"
+                )
+            rows.pages[row, :start] = hit.pages
         number = self._pages_at_admission(int(rows.length[row]), int(rows.limit[row]))
-        if not self._make_room(number - found):
-            raise RuntimeError(f"{number - found} pages were promised by find and cannot be had")
-        rows.pages[row, :found] = hit.pages
-        rows.pages[row, found:number] = self.pool.take(number - found)
+        if not self._make_room(number - start):
+            raise RuntimeError(f"{number - start} pages were promised by find and cannot be had")
+        rows.pages[row, start:number] = self.pool.take(number - start)
         rows.num_pages[row] = number
+        self._changed()
+        return copies
 
     def grow(self, rows: Ints) -> bool:
         """One more page for each of ``rows``, or False and nothing done when there are not so many."""
@@ -92,6 +117,7 @@ class BlockManager:
         state.pages[rows, state.num_pages[rows]] = self.pool.take(len(rows))
         state.num_pages[rows] += 1
         state.num_grown[rows] += 1
+        self._used = None
         return True
 
     def note_filled(self, rows: Ints, before: Ints, after: Ints) -> None:
@@ -108,6 +134,7 @@ class BlockManager:
             self._policy.filled(
                 state.tokens[row, : number * size], state.pages[row, :number], int(first[index]), sequence.request.cache_salt
             )
+            self._changed()
 
     def release(self, row: int) -> None:
         state = self._rows
@@ -115,11 +142,13 @@ class BlockManager:
         self._policy.leave(state.pages[row, :number].copy())
         state.pages[row, :number] = 0
         state.num_pages[row] = state.num_grown[row] = 0
+        self._changed()
 
     def _make_room(self, wanted: int) -> bool:
         short = wanted - self.pool.num_free
         if short > 0:
             self._policy.reclaim(short)
+            self._changed()
         return self.pool.num_free >= wanted
 
     def close(self) -> None:

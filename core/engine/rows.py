@@ -15,6 +15,7 @@ from core.engine.barring import Barred
 from core.engine.guiding import Guide
 from core.engine.penalties import Seen
 from core.engine.reading import Read
+from core.interfaces.cache import Found
 from core.interfaces.request import Request
 
 Ints = NDArray[np.int64]
@@ -49,7 +50,8 @@ class Sequence:
     row: int = -1  # -1: waits
     num_cached: int = -1  # prompt tokens found in the cache when first admitted; -1: never admitted
     awaited: tuple[Sequence, int] | None = None  # who computes pages that it can use, and how many of its tokens they hold
-    pages_missed: int = 0  # pages it wanted when it last did not fit; 0: it was not tried, or fitted
+    found: Found | None = None  # while it waits, what the cache policy last had of its tokens
+    found_since: int = 0  # and when that was: ``BlockManager`` counts
 
 
 class Rows:
@@ -147,6 +149,7 @@ class Rows:
         self.stop_uses[sequence.stop_ids] += 1
         self.sequences[row] = sequence
         sequence.row = row
+        sequence.found = None  # it may wait again with other tokens
         return row
 
     def vacate(self, sequence: Sequence) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from core.engine.block_manager import BlockManager
 from core.engine.drafting import Drafting
 from core.engine.rows import Ints, Rows, Sequence, SortKey
 from core.errors import EngineDeadError
-from core.interfaces.cache import Hit
+from core.interfaces.cache import Found
 from core.interfaces.compute import Copying
 from core.interfaces.scheduler import SchedulingPolicy, StepBudget
 
@@ -183,30 +184,29 @@ class Scheduler:
             if self._alike is not None and not insist and self._alike.waits(sequence):
                 awaiting += 1
                 continue
-            hit = self._blocks.find(sequence)
-            if hit is None:
+            found = self._blocks.find(sequence)
+            if found is None:
                 break  # nobody overtakes a sequence that waits for pages, or a long one would wait for ever
             if sequence.read is not None:
-                self._place(sequence, hit)
+                self._place(sequence, found)
                 self._reading = sequence
                 sequence.read.restart()
                 continue
-            if self._alike is not None and not insist and self._alike.finds(sequence, hit.num_tokens):
-                self._blocks.give_back(hit)
+            if self._alike is not None and not insist and self._alike.finds(sequence, found.num_tokens):
                 awaiting += 1
                 continue
             budget.num_behind = min(len(self._waiting) - passed_over - awaiting, rows.num_free - awaiting) - 1
-            if hit.arriving:
-                row = self._place(sequence, hit)
-                rows.held[row] = True
-                self._arriving[sequence.request_id] = sequence, hit.arriving
-                continue
-            if tokens := self._grant(len(sequence.tokens) - hit.num_tokens, budget, insist):
-                granted.append((self._place(sequence, hit), tokens))
+            spent = replace(budget) if found.arriving else budget  # who is held until copies are made spends nothing now
+            if tokens := self._grant(len(sequence.tokens) - found.num_tokens, spent, insist):
+                row, copies = self._place(sequence, found)
+                if found.arriving:
+                    rows.held[row] = True
+                    self._arriving[sequence.request_id] = sequence, copies
+                    continue
+                granted.append((row, tokens))
                 if insist:
                     break
                 continue
-            self._blocks.give_back(hit)
             if self._policy.keeps_order:
                 break
             passed_over += 1
@@ -222,15 +222,16 @@ class Scheduler:
     def _first_waiting(self) -> Sequence:
         return min((queue[0] for queue in (self._waiting, self._to_read) if queue), key=_key)
 
-    def _place(self, sequence: Sequence, hit: Hit) -> int:
+    def _place(self, sequence: Sequence, found: Found) -> tuple[int, tuple[Copying, ...]]:
+        """Its row, and the copies that it has to wait for."""
         self.remove(sequence)
-        row = self._rows.place(sequence, hit.num_tokens)
-        self._blocks.attach(row, hit)
+        row = self._rows.place(sequence, found.num_tokens)
+        copies = self._blocks.attach(row, found)
         if sequence.num_cached < 0:
-            sequence.num_cached = hit.num_tokens
+            sequence.num_cached = found.num_tokens
             self.num_prompt_tokens += sequence.num_prompt
-            self.num_cached_tokens += hit.num_tokens
-        return row
+            self.num_cached_tokens += found.num_tokens
+        return row, copies
 
     def reading(self) -> tuple[Sequence, int] | None:
         """The placed sequence that is only read, and how many of its tokens may be computed now."""

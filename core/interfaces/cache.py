@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,21 +63,46 @@ class PagePool:
         self._num_free += len(idle)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How much of a waiting request's prompt is kept. Nothing has been retained, copied or put in another order for it.
+
+    ``num_tokens``: whole pages from the beginning on. ``room``: by how many pages ``free + reclaimable`` shrinks when they are
+    taken: those of them that no request uses, and one for each that has to be fetched from elsewhere. ``arriving``: some have
+    to be fetched, or are on their way.
+
+    ``memo`` is the policy's own, and nobody else looks at it: what it had to work out and would have to again, such as digests.
+    """
+
+    num_tokens: int
+    room: int = 0
+    arriving: bool = False
+    memo: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
-    """Pages whose contents are a prefix of the asked tokens; each already has one count for the asking request.
+    """The pages of what was found, in order; each has one count for the request that is admitted.
 
     ``arriving``: copies into some of them are still under way; the request is not computed before they are done.
     """
 
     pages: Pages
-    num_tokens: int
     arriving: tuple[Copying, ...] = ()
 
 
 class CachePolicy(ABC):
     """Decides which pages are shared, kept and given up. Called by the block manager, never in the token loop's inner part:
-    once when a request is admitted, when one of its pages fills up, and when it leaves.
+    when a request may be admitted, when one of its pages fills up, and when it leaves::
+
+        find --not now--> find --granted tokens, and its pages can be had--> take --> filled, filled, ... --> leave
+
+    A request that waits is asked about many times and admitted once. So ``find`` only looks: ``num_reclaimable``, the counts of
+    pages, the order in which ``reclaim`` gives them up and every copy are as they were before it. What use does to a
+    page (young again, fetched from the host) is done by ``take``.
+
+    What is kept may change in ``take``, ``filled``, ``leave``, ``reclaim`` and ``reset``, and nowhere else: between two of
+    these calls the block manager does not ask again about a prompt that it has asked about.
 
     ``shares``: a full page that it is told of can be found by others at once. A request that could use a page which another is
     computing then waits for it, instead of computing it too.
@@ -95,10 +121,18 @@ class CachePolicy(ABC):
         """Called once, before ``attach``, with the memory behind the pages: for policies that copy them elsewhere."""
 
     @abstractmethod
-    def lookup(self, tokens: NDArray[np.int32], salt: str) -> Hit:
-        """The longest kept prefix of ``tokens``, at most ``len(tokens) - 1`` tokens (the last one's logits are needed).
+    def find(self, tokens: NDArray[np.int32], salt: str, earlier: Found | None = None) -> Found:
+        """How much of ``tokens`` is kept, at most ``len(tokens) - 1`` of them (the last one's logits are needed).
 
-        The pages come back retained for the caller.
+        ``earlier``: what was found of the very same tokens and salt before, for its ``memo``. More may be kept by now, or less.
+        """
+
+    @abstractmethod
+    def take(self, found: Found) -> Hit:
+        """All that was found belongs to a request from now on: retain it, and start what copies it needs.
+
+        Called only where something was found, while none of the calls that change what is kept has come since, and while
+        ``free + reclaimable`` is at least ``found.room``.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.interfaces.cache import CachePolicy, PagePool
+from core.interfaces.cache import CachePolicy, Found, Hit, PagePool
 from core.testing.contract import Contract
 
 Tokens = NDArray[np.int32]
@@ -41,9 +41,7 @@ class CachePolicyContract(Contract, kit=True):
         house = self.attached(8, 4)
         assert house.policy.num_reclaimable == 0
         assert house.policy.reclaim(5) == 0
-        hit = house.policy.lookup(np.arange(20, dtype=np.int32), "")
-        assert hit.num_tokens == 0
-        assert len(hit.pages) == 0
+        assert house.policy.find(np.arange(20, dtype=np.int32), "").num_tokens == 0
         house.check()
 
     @pytest.mark.parametrize(("total", "page_size"), [(64, 4), (24, 4), (12, 1), (9, 16), (200, 2)])
@@ -136,6 +134,43 @@ class CachePolicyContract(Contract, kit=True):
         assert house.lookup(np.array([9, 9, 9, 9, 5, 6, 7, 8, 9], dtype=np.int32), "") == 0
         assert house.lookup(np.array([5, 6, 7, 8, 9], dtype=np.int32), "") == 0
 
+    def test_looking_changes_nothing(self) -> None:
+        """A request may wait for a thousand steps, and is asked about in each: it keeps no page young and holds none.
+
+        Two policies live through the same, except that one is asked now and then: they must give up the same pages.
+        """
+        prompts = [np.arange(start, start + 14, dtype=np.int32) for start in (0, 1000, 2000)]
+        left = []
+        for asked in (False, True):
+            house = self.attached(16, 4)
+            for prompt in prompts:
+                guest = house.admit(prompt, "")
+                assert guest is not None
+                house.leave(guest)
+                for known in reversed(prompts) if asked else ():
+                    house.find(known, "")
+            house.reclaim(4)
+            left.append([house.find(prompt, "").num_tokens for prompt in prompts])
+        assert left[0] == left[1], "who only asked for pages has changed which of them are given up"
+
+    def test_what_was_found_before_does_not_change_what_is_found(self) -> None:
+        """``earlier`` saves work: the answer with it is the answer without, whatever came and went in between."""
+        house, random = self.attached(24, 4), np.random.default_rng(7)
+        waiting = [conversation(random, 60) for _ in range(12)]
+        earlier: list[Found | None] = [None] * len(waiting)
+        for _ in range(self.walk_steps // 4):
+            guest = house.admit(waiting[int(random.integers(len(waiting)))], "")
+            if guest is None or random.random() < 0.5:
+                for one in house.live[: int(random.integers(4))]:
+                    house.leave(one)
+                house.reclaim(int(random.integers(1, 12)))
+            for index in random.permutation(len(waiting))[:6].tolist():
+                again, anew = house.find(waiting[index], "", earlier[index]), house.find(waiting[index], "")
+                assert (again.num_tokens, again.room) == (anew.num_tokens, anew.room), (
+                    f"with what was found earlier {again} is found, and without it {anew}"
+                )
+                earlier[index] = again
+
     def test_reset_forgets(self) -> None:
         house = self.attached(16, 4)
         tokens = np.arange(14, dtype=np.int32)
@@ -167,31 +202,47 @@ class House:
     written: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # page -> (salt, every token up to the page's end)
 
     def admit(self, tokens: Tokens, salt: str) -> Guest | None:
-        """Find, take, write and announce a prompt's pages; None when there is no room, with everything put back."""
-        size = self.pool.page_size
-        before = self.pool.counts.copy()
-        hit = self.policy.lookup(tokens.copy(), salt)
-        self.check_hit(hit.pages, hit.num_tokens, tokens, salt, before)
-        found = [int(page) for page in hit.pages]
-        wanted = -(-len(tokens) // size) - len(found)
+        """Find, take, write and announce a prompt's pages; None when there is no room, and then nothing was taken."""
+        found = self.find(tokens, salt)
+        wanted = -(-len(tokens) // self.pool.page_size) - found.num_tokens // self.pool.page_size
+        if wanted + found.room > self.available:
+            return None
+        pages = self.take_found(found, tokens, salt).pages.tolist()
         if wanted > self.pool.num_free:
             self.reclaim(wanted - self.pool.num_free)
-        if wanted > self.pool.num_free:
-            self.policy.leave(np.array(found, dtype=np.int32))
-            return None
-        guest = Guest(tokens, found + self.take(wanted), announced=len(found), salt=salt)
+        guest = Guest(tokens, pages + self.take(wanted), announced=len(pages), salt=salt)
         self.live.append(guest)
         self.announce(guest)
         return guest
 
     def lookup(self, tokens: Tokens, salt: str) -> int:
-        """How many tokens are found; the pages are given back at once."""
-        before = self.pool.counts.copy()
-        hit = self.policy.lookup(tokens.copy(), salt)
-        self.check_hit(hit.pages, hit.num_tokens, tokens, salt, before)
-        self.policy.leave(hit.pages)
+        """How many tokens are found and taken; the pages are given back at once."""
+        found = self.find(tokens, salt)
+        self.policy.leave(self.take_found(found, tokens, salt).pages)
         self.check()
-        return hit.num_tokens
+        return found.num_tokens
+
+    @property
+    def available(self) -> int:
+        return self.pool.num_free + self.policy.num_reclaimable
+
+    def find(self, tokens: Tokens, salt: str, earlier: Found | None = None) -> Found:
+        counts, available = self.pool.counts.copy(), self.available
+        found = self.policy.find(tokens.copy(), salt, earlier)
+        assert (self.pool.counts == counts).all(), "find() only looks, and pages changed hands"
+        assert self.available == available, "find() only looks, and num_reclaimable has changed"
+        size = self.pool.page_size
+        assert found.num_tokens % size == 0, f"{found.num_tokens} tokens are not whole pages of {size}"
+        assert found.num_tokens < len(tokens), f"{found.num_tokens} of {len(tokens)} tokens: the last is to be computed"
+        return found
+
+    def take_found(self, found: Found, tokens: Tokens, salt: str) -> Hit:
+        counts, available = self.pool.counts.copy(), self.available
+        hit = self.policy.take(found)
+        self.check_hit(hit.pages, found.num_tokens, tokens, salt, counts)
+        taken = available - self.available
+        assert taken == found.room, f"find() says that room for {found.room} pages is taken, and take() took it for {taken}"
+        return hit
 
     def grow(self, guest: Guest, number: int, random: np.random.Generator) -> None:
         """Decode: more tokens, page by page, as far as there is room."""
@@ -240,7 +291,6 @@ class House:
         self, pages: NDArray[np.int32], num_tokens: int, tokens: Tokens, salt: str, before: NDArray[np.int32]
     ) -> None:
         size = self.pool.page_size
-        assert num_tokens <= len(tokens) - 1, f"{num_tokens} of {len(tokens)} tokens were found; the last is to be computed"
         assert num_tokens == len(pages) * size, (
             f"{len(pages)} pages of {size} do not hold {num_tokens} tokens: only whole pages are shared"
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_prefix.host import HostTier
-from core.interfaces.cache import CachePolicy, Hit, PagePool, Pages
+from core.interfaces.cache import CachePolicy, Found, Hit, PagePool, Pages
 from core.interfaces.compute import Copying, KVCache
 
 DIGEST_SIZE = 16
@@ -29,8 +29,10 @@ class PrefixPages(CachePolicy):
     uses all before it, so a page is nearly always given up after those that are of no use without it. The exception is a
     page whose twin is in use: it may go sooner, and the twin takes its place as its request leaves.
 
-    With ``host_bytes`` there is a second tier. A page that was given up and is found there gets room at once, so it is a kept
-    page like any other, but one into which a copy is under way: its request is told to wait for that.
+    With ``host_bytes`` there is a second tier. A page that was given up and is taken from there gets room at once, so it is a
+    kept page like any other, but one into which a copy is under way: its request is told to wait for that.
+
+    A prompt's digests are computed once, as far as its pages are found and one further: ``Found.memo`` keeps them.
     """
 
     shares = True
@@ -54,41 +56,51 @@ class PrefixPages(CachePolicy):
         self._leaving: dict[int, Copying] = {}  # pages of which a copy is being made
         self._arriving: dict[int, Copying] = {}  # pages into which one is being made
 
-    def lookup(self, tokens: NDArray[np.int32], salt: str) -> Hit:
-        size, kept, host = self._pool.page_size, self._kept, self._host
-        digest, known = self._root(salt), list[bytes]()
-        for index in range((len(tokens) - 1) // size):
-            digest = self._digest(digest, tokens[index * size : (index + 1) * size])
-            if digest not in kept and (host is None or digest not in host):
+    def find(self, tokens: NDArray[np.int32], salt: str, earlier: Found | None = None) -> Found:
+        size, kept, idle, host = self._pool.page_size, self._kept, self._idle, self._host
+        digests: list[bytes] = [self._root(salt)] if earlier is None else earlier.memo
+        number, room, arriving = 0, 0, False
+        while number < (len(tokens) - 1) // size:
+            if number + 1 == len(digests):
+                digests.append(self._digest(digests[number], tokens[number * size : (number + 1) * size]))
+            digest = digests[number + 1]
+            page = kept.get(digest)
+            if page is not None:
+                room += page in idle
+                arriving = arriving or self._comes(page)
+            elif host is not None and digest in host:
+                room, arriving = room + 1, True
+            else:
                 break
-            known.append(digest)
-        here = [kept[digest] for digest in known if digest in kept]
+            number += 1
+        return Found(number * size, room, arriving, digests)
+
+    def take(self, found: Found) -> Hit:
+        digests = found.memo[1 : 1 + found.num_tokens // self._pool.page_size]
+        here = [self._kept[digest] for digest in digests if digest in self._kept]
         for page in here:
             self._idle.pop(page, None)
         self._pool.retain(np.array(here, np.int32))
-        if len(here) < len(known):
-            known = self._fetch(known)
-        found = [kept[digest] for digest in known]
-        return Hit(np.array(found, np.int32), len(found) * size, self._under_way(found) if self._arriving else ())
+        if len(here) < len(digests):
+            self._fetch([digest for digest in digests if digest not in self._kept])
+        pages = [self._kept[digest] for digest in digests]
+        return Hit(np.array(pages, np.int32), self._under_way(pages) if self._arriving else ())
 
-    def _fetch(self, known: list[bytes]) -> list[bytes]:
-        """Start to copy what is not in ``kept`` from the host; as many of ``known`` as there is room for, all retained."""
+    def _fetch(self, missing: list[bytes]) -> None:
+        """Start to copy these from the host into pages that are retained for who takes them."""
         assert self._host is not None
-        missing = [digest for digest in known if digest not in self._kept]
-        room = self._pool.num_free
-        if room < len(missing):
-            room += self.reclaim(len(missing) - room)
-        missing, late = missing[:room], missing[room:]
-        if late:
-            known, behind = known[: known.index(late[0])], known[known.index(late[0]) :]
-            self.leave(np.array([self._kept[digest] for digest in behind if digest in self._kept], np.int32))
-        if missing:
-            pages = self._pool.take(len(missing))
-            for digest, page in zip(missing, pages.tolist(), strict=True):
-                self._kept[digest], self._digests[page] = page, digest
-            self._pool.retain(pages)
-            self._arriving |= dict.fromkeys(pages.tolist(), self._host.restore(missing, pages.tolist()))
-        return known
+        short = len(missing) - self._pool.num_free
+        if short > 0:
+            self.reclaim(short)
+        pages = self._pool.take(len(missing))
+        for digest, page in zip(missing, pages.tolist(), strict=True):
+            self._kept[digest], self._digests[page] = page, digest
+        self._pool.retain(pages)
+        self._arriving |= dict.fromkeys(pages.tolist(), self._host.restore(missing, pages.tolist()))
+
+    def _comes(self, page: int) -> bool:
+        copying = self._arriving.get(page)
+        return copying is not None and not copying.done()
 
     def _under_way(self, pages: list[int]) -> tuple[Copying, ...]:
         """The copies that must be done before these pages can be read."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from core.interfaces.cache import CachePolicy, Hit, PagePool, Pages
+from core.interfaces.cache import CachePolicy, Found, Hit, PagePool, Pages
 
 
 class PrivatePages(CachePolicy):
     def attach(self, pool: PagePool) -> None:
         self._pool = pool
 
-    def lookup(self, tokens: NDArray[np.int32], salt: str) -> Hit:
-        return Hit(np.zeros(0, np.int32), 0)
+    def find(self, tokens: NDArray[np.int32], salt: str, earlier: Found | None = None) -> Found:
+        return Found(0)
+
+    def take(self, found: Found) -> Hit:
+        return Hit(np.zeros(0, np.int32))
 
     def filled(self, tokens: NDArray[np.int32], pages: Pages, first: int, salt: str) -> None:
         pass

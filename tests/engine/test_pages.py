@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache_prefix.prefix import PrefixPages
-from core.interfaces.cache import Hit
+from core.interfaces.cache import Found, Hit
 from kv_blocks.policies import GlobalBlocks, PartitionedBlocks
 from plain.private import PrivatePages
 from prefill_chunked.chunked import ChunkedPrefill
@@ -156,19 +156,29 @@ def test_one_that_did_not_fit_is_admitted_as_soon_as_it_does():
     assert started == {"short": 1, "long": 1, "waits": 3}
 
 
-@pytest.mark.parametrize(
-    ("number", "tokens"),
-    [(1, 3), (2, 8), (3, 12)],
-    ids=["part of a page", "all of the prompt", "more than the prompt"],
-)
-def test_a_hit_that_is_not_whole_pages_with_a_token_left_is_refused(number, tokens):
+@pytest.mark.parametrize("tokens", [3, 8, 12], ids=["part of a page", "all of the prompt", "more than the prompt"])
+def test_what_is_not_whole_pages_with_a_token_left_is_refused(tokens):
     class Wrong(PrivatePages):
-        def lookup(self, asked, salt):
-            return Hit(self._pool.take(number), tokens)
+        def find(self, asked, salt, earlier=None):
+            return Found(tokens)
 
     engine = make_engine(context=CONTEXT, page_size=4, cache=Wrong())
     engine.add(request("r", [1] * 8))
-    with pytest.raises(RuntimeError, match=r"cache policy Wrong found .* a hit is whole pages and leaves a token to compute"):
+    with pytest.raises(RuntimeError, match=rf"Wrong found {tokens} of 8 .* it finds whole pages and leaves a token to compute"):
+        engine.step()
+
+
+def test_other_pages_than_were_found_are_refused():
+    class Wrong(PrivatePages):
+        def find(self, asked, salt, earlier=None):
+            return Found(4)
+
+        def take(self, found):
+            return Hit(self._pool.take(2))
+
+    engine = make_engine(context=CONTEXT, page_size=4, cache=Wrong())
+    engine.add(request("r", [1] * 8))
+    with pytest.raises(RuntimeError, match="cache policy Wrong found 4 tokens and gave 2 pages of 4 for them"):
         engine.step()
 
 

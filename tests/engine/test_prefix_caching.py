@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cache_prefix.prefix import PrefixPages
-from tests.engine.fake_runner import assert_idle, collect, drain, make_engine, request, tokens_of
+from tests.engine.fake_runner import Chunks, assert_idle, collect, drain, make_engine, request, tokens_of
 
 PAGE = 4
 
@@ -172,6 +172,86 @@ def test_reset_forgets_the_host_too():
     engine.blocks.check()
     assert engine.stats().pages_free == 12
     assert ask(engine, "again", prompt, max_tokens=2)[1] == 0
+
+
+# --- requests that wait --------------------------------------------------------------------------------------------------
+
+
+class OneAtATime(Chunks):
+    """Only who is first computes; those behind are asked in every step, and granted nothing."""
+
+    keeps_order = False
+
+    def grant(self, remaining, budget):
+        return remaining if not budget.num_decodes else 0
+
+
+class Counting(PrefixPages):
+    looks = digests = 0
+
+    def find(self, tokens, salt, earlier=None):
+        self.looks += 1
+        return super().find(tokens, salt, earlier)
+
+    def _digest(self, before, tokens):
+        self.digests += 1
+        return super()._digest(before, tokens)
+
+
+def test_who_waits_is_hashed_once_and_looked_for_when_pages_have_changed_hands():
+    cache = Counting()
+    engine = make_engine(page_size=16, pages=100, seqs=40, context=128, cache=cache, policy=OneAtATime())
+    prompt = [3 * number % 41 for number in range(40)]
+    ask(engine, "known", prompt, max_tokens=1)
+    engine.add(request("runs", [1] * 17, max_tokens=60, ignore_eos=True))
+    engine.step()
+    for index in range(32):
+        engine.add(request(f"waits {index}", [*prompt[:39], index], max_tokens=1))
+    cache.looks = cache.digests = 0
+    idle, counts = list(cache._idle), engine.blocks.pool.counts.copy()
+    for _ in range(50):
+        engine.step()
+    assert engine.stats().num_waiting == 32
+    assert cache.looks == 32 * 4, "at first, and after each of three pages that the running one has filled"
+    assert cache.digests == 32 * 2 + 3, "two pages of each prompt, and the three"
+    assert list(cache._idle) == idle
+    assert (engine.blocks.pool.counts[idle] == counts[idle]).all()
+    events = drain(engine)
+    assert {events[f"waits {index}"][0].num_cached_tokens for index in range(32)} == {32}
+
+
+def test_who_does_not_fit_has_nothing_copied_and_keeps_nothing_young():
+    engine, host = swapping(pages=13, patience=0, seqs=4)
+    prompt = list(range(26))
+    ask(engine, "first", prompt, max_tokens=2)
+    ask(engine, "other", [30] * 38, max_tokens=2)  # the first one's pages are given up, but for a few
+    engine.add(request("runs", [31] * 33, max_tokens=7, ignore_eos=True))
+    engine.step()
+    engine.add(request("waits", prompt, max_tokens=2, ignore_eos=True))
+    policy = engine.blocks._policy
+    idle = list(policy._idle)
+    for _ in range(3):
+        engine.step()
+        engine.blocks.check()
+    assert engine.stats().num_waiting == 1
+    assert (host.restored, list(policy._idle)) == (0, idle)
+    assert drain(engine)["waits"][-1].num_cached_tokens == 24
+    assert host.restored > 0
+
+
+def test_who_is_granted_nothing_has_nothing_copied():
+    engine, host = swapping(pages=20, patience=0, seqs=4, policy=OneAtATime())
+    prompt = list(range(26))
+    for index, one in enumerate([prompt, [30] * 38, [31] * 38]):
+        ask(engine, f"r{index}", one, max_tokens=2)
+    engine.add(request("runs", [7, 8], max_tokens=6, ignore_eos=True))
+    engine.step()
+    engine.add(request("waits", prompt, max_tokens=2, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    assert (engine.stats().num_waiting, host.restored) == (1, 0)
+    assert drain(engine)["waits"][-1].num_cached_tokens == 24
+    assert host.restored > 0
 
 
 # --- requests that come together ------------------------------------------------------------------------------------------

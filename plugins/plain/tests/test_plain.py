@@ -24,7 +24,7 @@ def test_private_pages_are_free_when_their_request_leaves():
     policy.attach(pool)
     pages = pool.take(3)
     policy.filled(np.arange(6, dtype=np.int32), pages, 0, "")
-    assert len(policy.lookup(np.arange(6, dtype=np.int32), "").pages) == 0
+    assert policy.find(np.arange(6, dtype=np.int32), "").num_tokens == 0
     policy.leave(pages)
     assert pool.num_free == 4
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from core.interfaces.cache import CachePolicy, Hit
+from core.interfaces.cache import CachePolicy, Found, Hit
 from core.testing import CachePolicyContract
 
 
@@ -16,7 +16,7 @@ class Sharing(CachePolicy):
     def key(self, tokens, end, salt):
         return (salt, tokens[:end].tobytes())
 
-    def lookup(self, tokens, salt):
+    def find(self, tokens, salt, earlier=None):
         size, found = self.pool.page_size, []
         while (end := (len(found) + 1) * size) <= self.longest(tokens):
             page = self.kept.get(self.key(tokens, end, salt))
@@ -24,8 +24,14 @@ class Sharing(CachePolicy):
                 break
             found.append(page)
         pages = np.array(found, dtype=np.int32)
-        self.pool.retain(pages)
-        return Hit(pages, len(found) * size)
+        return Found(len(found) * size, self.room(pages), memo=pages)
+
+    def room(self, pages):
+        return int((self.pool.counts[pages] == 1).sum())
+
+    def take(self, found):
+        self.pool.retain(found.memo)
+        return Hit(found.memo)
 
     def longest(self, tokens):
         return len(tokens) - 1
@@ -80,8 +86,8 @@ class TestFindsNothing(Contract):
     caught_by = "test_contents_are_found_again"
 
     class implementation(Sharing):
-        def lookup(self, tokens, salt):
-            return Hit(np.zeros(0, dtype=np.int32), 0)
+        def find(self, tokens, salt, earlier=None):
+            return Found(0, memo=np.zeros(0, dtype=np.int32))
 
 
 class TestFindsEverything(Contract):
@@ -125,10 +131,52 @@ class TestForgetsToRetain(Contract):
     caught_by = "test_no_page_is_lost_on_a_random_walk"
 
     class implementation(Sharing):
-        def lookup(self, tokens, salt):
-            hit = super().lookup(tokens, salt)
-            self.pool.release(hit.pages)
-            return hit
+        def take(self, found):
+            return Hit(found.memo)
+
+
+class TestForgetsTheRoomOfWhatItFinds(Contract):
+    __test__ = True
+    caught_by = "test_no_page_is_lost_on_a_random_walk"
+
+    class implementation(Sharing):
+        def room(self, pages):
+            return 0
+
+
+class TestKeepsYoungWhatIsLookedAt(Contract):
+    __test__ = True
+    caught_by = "test_looking_changes_nothing"
+
+    class implementation(Sharing):
+        def find(self, tokens, salt, earlier=None):
+            found = super().find(tokens, salt, earlier)
+            for key in [key for key, page in self.kept.items() if page in found.memo]:
+                self.kept[key] = self.kept.pop(key)
+            return found
+
+
+class TestRetainsWhatIsLookedAt(Contract):
+    __test__ = True
+    caught_by = "test_looking_changes_nothing"
+
+    class implementation(Sharing):
+        def find(self, tokens, salt, earlier=None):
+            found = super().find(tokens, salt, earlier)
+            self.pool.retain(found.memo)
+            return found
+
+        def take(self, found):
+            return Hit(found.memo)
+
+
+class TestBelievesWhatItFoundEarlier(Contract):
+    __test__ = True
+    caught_by = "test_what_was_found_before_does_not_change_what_is_found"
+
+    class implementation(Sharing):
+        def find(self, tokens, salt, earlier=None):
+            return earlier or super().find(tokens, salt)
 
 
 class TestLosesAPage(Contract):
@@ -220,8 +268,8 @@ class TestKeepsViews(Contract):
         def filled(self, tokens, pages, first, salt):
             self.seen.append((tokens, pages, first, salt))
 
-        def lookup(self, tokens, salt):
+        def find(self, tokens, salt, earlier=None):
             for entry in self.seen:
                 super().filled(*entry)
             self.seen = []
-            return super().lookup(tokens, salt)
+            return super().find(tokens, salt, earlier)
