@@ -120,7 +120,7 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
 
 
 def _package(backend: Offered | None, framework: str | None) -> str | None:
-    """A distribution of its own names in its dependencies what its backend imports; this one has an extra for each framework."""
+    """A distribution of its own depends on what its backend imports; this one has an extra for each framework."""
     if backend is None or backend.provenance.startswith("no distribution"):
         return None
     distribution = backend.provenance.partition(" ")[0]
