@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,7 @@ def select(configuration: Configuration) -> Selection:
             selection.origins[name] = flag
     for kind in (*SINGLE_KINDS, *OPTIONAL_KINDS):
         _select_one(kind, configuration, selection)
+    selection.problems += _chosen_against(configuration, selection)
     always = defaults()["always"]
     used = {offered.plugin for offered in selection.offers.values()}
     for kind in MANY_KINDS:
@@ -80,6 +82,26 @@ def select(configuration: Configuration) -> Selection:
     selection.model_plugins = _plugins_of("model", manager, selection, always)
     selection.format_plugins = _plugins_of("checkpoint_format", manager, selection, always)
     return selection
+
+
+def _chosen_against(configuration: Configuration, selection: Selection) -> Iterator[Problem]:
+    """Plugins that are named, while for all they offer others are named: at the same place, or where less is said."""
+    manager = configuration.manager
+    named_at = configuration.origin("plugins")
+    for name in dict.fromkeys(configuration.settings.get("plugins", ())):
+        plugin = manager.get(name)
+        kinds = dict.fromkeys(offer.kind for offer in plugin.offers) if plugin is not None else {}
+        others = {kind: offered for kind in kinds if (offered := selection.offers.get(kind)) and kind in KIND_SETTINGS}
+        by_name = {kind: configuration.given.get((KIND_SETTINGS[kind],)) for kind in others}
+        places = [said.origin for said in by_name.values() if said and not configuration.outranks(said.origin, named_at)]
+        if not kinds or len(places) < len(kinds) or any(each.plugin in selection.named for each in others.values()):
+            continue
+        chosen = ", ".join(f"the {kind.replace('_', ' ')} {offered.name}" for kind, offered in others.items())
+        yield Problem(
+            f"plugin {name} is named, and nothing of it can be used beside {chosen}",
+            ", ".join([named_at, *dict.fromkeys(places)]),
+            (f"drop {name}", f"drop {' and '.join(dict.fromkeys(places))}"),
+        )
 
 
 def _plugins_of(kind: str, manager: PluginManager, selection: Selection, always: dict[str, list[str]]) -> tuple[str, ...]:

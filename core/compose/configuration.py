@@ -30,6 +30,7 @@ class Configuration:
     vocabulary: Vocabulary
     features: dict[str, str] = field(default_factory=dict)  # plugin that a flag asked for beside --plugins -> that flag
     remarks: list[Problem] = field(default_factory=list)  # what was said and has no effect
+    levels: dict[str, int] = field(default_factory=dict)  # origin -> how high it stands: what is higher goes before
 
     @property
     def manager(self) -> PluginManager:
@@ -38,6 +39,10 @@ class Configuration:
     def origin(self, *key: str) -> str:
         said = self.given.get(key)
         return said.origin if said else "default"
+
+    def outranks(self, one: str, other: str) -> bool:
+        """Whether what was said at one origin goes before what was said at the other."""
+        return self.levels[one] > self.levels[other]
 
     def table(self, plugin: str) -> dict[str, Said]:
         return {key[1]: said for key, said in self.given.items() if len(key) == 2 and key[0] == plugin}
@@ -70,7 +75,8 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     refused: list[Said] = []
     features: dict[str, str] = {}
     remarks: list[Problem] = []
-    for level in LEVELS:
+    levels: dict[str, int] = {}
+    for height, level in enumerate(LEVELS):
         said: dict[Key, Said] = {}
         for each in _with_what_tables_choose(level(first, vocabulary), vocabulary):
             if isinstance(each, Problem):
@@ -88,10 +94,9 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
                     del given[each.key]
             else:
                 other = said.setdefault(each.key, each)
-                if other.value != each.value and other.origin != each.origin:
+                levels[each.origin] = height
+                if other.value != each.value:
                     problems.append(_contradiction(other, each))
-                elif other.origin == each.origin:
-                    said[each.key] = each
         overruled = [vocabulary.chosen_by(given[key]) for key in said if key in given]
         refused = [no for no in refused if no not in overruled]
         given.update(said)
@@ -108,7 +113,7 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
     core = {key[0]: said for key, said in given.items() if len(key) == 1}
     settings, mistakes = validated(CoreSettings, core)
     problems += mistakes
-    return Configuration(settings, given, refused, problems, vocabulary, features, list(dict.fromkeys(remarks)))
+    return Configuration(settings, given, refused, problems, vocabulary, features, list(dict.fromkeys(remarks)), levels)
 
 
 def _with_what_tables_choose(
@@ -161,6 +166,8 @@ def _shown(value: Any) -> str:
 
 
 def _contradiction(one: Said, other: Said) -> Problem:
+    if one.origin == other.origin:
+        return Problem(f"{one.origin} is given twice, with {one.value!r} and {other.value!r}", "", ("keep one of them",))
     what = f"not {other.value!r}" if other.refused else repr(other.value)
     return Problem(
         f"{one.name} is said to be {one.value!r} and {what}",

@@ -11,6 +11,7 @@ from typing import Any
 from core.compose.actions import asked, normalized
 from core.compose.config_file import ConfigFile, read_config_file
 from core.compose.settings import PREFIX
+from core.errors import UserError
 from core.plugin_manager import PluginManager
 
 
@@ -34,15 +35,17 @@ def first_pass(
 ) -> FirstPass:
     """Find --config, --without and what is to be done; the rest is kept for ``readers``.
 
-    :raises UserError: when the config file cannot be read.
+    :raises UserError: when the config file cannot be read, or two are named.
     """
     env = os.environ if env is None else env
     overrides = overrides or {}
     tokens = tuple(normalized(token) for token in argv)
     actions = asked(tokens)
     path, origin = env.get(f"{PREFIX}CONFIG") or None, f"${PREFIX}CONFIG"
-    if flags := _values_of("--config", tokens):
-        path, origin = flags[-1], "--config"
+    if flags := list(dict.fromkeys(_values_of("--config", tokens))):
+        path, origin = flags[0], "--config"
+        if len(flags) > 1:
+            raise UserError.of(f"--config is given twice, with {flags[0]!r} and {flags[1]!r}", "", "keep one of them")
     if overrides.get("config"):
         path, origin = str(overrides["config"]), "LLM(config=...)"
     file = read_config_file(path, origin) if path and not actions & {"--version"} else None

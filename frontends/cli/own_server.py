@@ -1,7 +1,7 @@
 """A server for one conversation: started on a free port, ended with the conversation.
 
 It is the same server that ``dovetail serve`` starts, in a process of its own, so that every flag means the same and the
-terminal survives whatever happens to it.
+terminal survives whatever happens to it. What happens to the terminal, a SIGKILL too, the server does not survive.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ _PATIENCE = 10.0  # seconds for the server to end by itself
 @contextmanager
 def own_server(model: str, flags: Sequence[str]) -> Iterator[str]:
     """The address of a server for ``model``. :raises UserError: when it does not start; it has then said why on stderr."""
-    command = [sys.executable, "-P", "-m", "core.serve", "--model", model, "--log-level", "warning", *flags, "--port", "0"]
+    command = [sys.executable, "-P", "-m", "frontends.cli.served", "--model", model, *flags]
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    for own, value in (("--log-level", "warning"), ("--port", "0")):
+        if own not in given:
+            command += [own, value]
     with _ended_by_signals():
         # A group of its own: Ctrl-C is for the answer that is being written, not for the server.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
+        assert process.stdin is not None
         assert process.stdout is not None
         try:
             yield _address(process.stdout, process)
@@ -38,6 +43,7 @@ def own_server(model: str, flags: Sequence[str]) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            process.stdin.close()
 
 
 def _address(output: IO[str], process: subprocess.Popen[str]) -> str:

@@ -64,6 +64,30 @@ def test_none_chooses_no_quantizer_though_its_plugin_is_named():
     ]
 
 
+@pytest.mark.parametrize(
+    ("argv", "env", "where"),
+    [
+        (["--sampler", "standard", "--plugins", "sampler_x"], {}, "--plugins, --sampler"),
+        (["--plugins", "sampler_x"], {"DOVETAIL_SAMPLER": "standard"}, "--plugins, $DOVETAIL_SAMPLER"),
+        (["--sampler", "standard"], {"DOVETAIL_PLUGINS": "sampler_x"}, None),  # flags go before variables
+        (["--sampler", "standard", "--plugins", "sampler_x,sampler_standard"], {}, None),  # says which of the two
+        (["--sampler", "x", "--plugins", "sampler_x"], {}, None),
+    ],
+)
+def test_a_plugin_and_an_offer_of_another_that_are_named_together(argv, env, where):
+    installed = manager(Point("sampler_x", plugin("m", register_samplers=[sampler("x")])))
+    found = attempt(first_pass([*argv, "--model", "random:tiny"], env), installed, CPU)
+    place = (where or "").partition(", ")[2]
+    assert [str(problem) for problem in found.problems] == (
+        [
+            f"plugin sampler_x is named, and nothing of it can be used beside the sampler standard\n  set by: {where}\n"
+            f"  remedy: drop sampler_x\n  remedy: drop {place}"
+        ]
+        if where
+        else []
+    )
+
+
 def test_an_offer_named_by_its_setting_loads_its_plugin():
     plan = planned(scheduler="chunked")
     assert chosen(plan)["scheduler"] == ("chunked", "LLM(scheduler=...)")

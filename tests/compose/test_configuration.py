@@ -231,6 +231,19 @@ def test_two_flags_that_contradict_each_other():
     assert problems("--sampler", "rejection", "--use-rejection", installed=installed) == []
 
 
+def test_one_flag_with_two_values():
+    assert problems("--max-model-len", "64", "--max_model_len=32", "--openai-http-tls", "--openai-http-tls") == [
+        "--max-model-len is given twice, with '64' and '32'\n  remedy: keep one of them"
+    ]
+    assert problems("--max-model-len", "64", "--max-model-len", "64") == []
+
+
+def test_two_config_files(tmp_path):
+    with pytest.raises(UserError) as error:
+        configured("--config", "one.toml", "--config", "two.toml")
+    assert str(error.value) == "--config is given twice, with 'one.toml' and 'two.toml'\n  remedy: keep one of them"
+
+
 def test_a_variable_with_a_value_nobody_knows():
     assert problems(env={"FD_SAMPLING_CLASS": "rejecton"}, installed=manager(rejection())) == [
         "FD_SAMPLING_CLASS has no value 'rejecton'; did you mean 'rejection'?\n"

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -284,9 +285,23 @@ def test_an_own_server_is_started_with_the_flags_and_ended(monkeypatch, capfd):
     monkeypatch.setattr(own_server.subprocess, "Popen", popen)
     assert main(["chat", "--model", "demo", "--dtype", "float32", "-q", "hi", "--port", "5"]) == ExitCode.OK
     [(command, process)] = started
-    assert " ".join(command[1:]) == "-P -m core.serve --model demo --log-level warning --dtype float32 --port 5 --port 0"
+    assert " ".join(command[1:]) == ("-P -m frontends.cli.served --model demo --dtype float32 --port 5 --log-level warning")
     assert process.returncode == 0
+    assert process.stdin.closed
     assert capfd.readouterr().out == f"{ANSWER}\n"
+
+
+def test_an_own_server_ends_with_whoever_started_it():
+    """Nobody has said a word: its standard input closes, as it does when the other is killed."""
+    code = (
+        "from frontends.cli.served import hold_lifeline; hold_lifeline(); import signal; print(1, flush=True); signal.pause()"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with server:
+        assert server.stdout.read(1) == b"1"
+        assert server.poll() is None
+        server.stdin.close()
+        assert server.wait(20) == -signal.SIGTERM
 
 
 def test_an_own_server_that_does_not_start_is_told(monkeypatch, capfd):
