@@ -91,9 +91,10 @@ def create_app(
     if traces is not None:
         app.add_middleware(Trace, provider=traces)
     if door.section.compat == fastdeploy.NAME:
-        errors.install(app, partial(fastdeploy.refusal_of, max_concurrency=door.section.max_concurrency))
+        describing = partial(fastdeploy.refusal_of, max_concurrency=door.section.max_concurrency)
+        errors.install(app, door.patience, describing)
     else:
-        errors.install(app)
+        errors.install(app, door.patience)
     chat.add_routes(app, door)
     completions.add_routes(app, door)
     embeddings.add_routes(app, door)

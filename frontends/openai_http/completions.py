@@ -61,11 +61,10 @@ class CompletionForm:
     def whole(self, choice: int, gathered: Gathered) -> dict[str, Any]:
         assert gathered.last is not None
         echo = self._echo(choice) or Echo("")
-        logprobs = None
+        logprobs = echo.logprobs
         if gathered.infos and self._with_logprobs:
-            logprobs = _moved(older_style(gathered.infos), len(echo.text))
-            if echo.logprobs is not None:
-                logprobs = joined(echo.logprobs, logprobs)
+            answered = _moved(older_style(gathered.infos), len(echo.text))
+            logprobs = answered if logprobs is None else joined(logprobs, answered)
         return {
             "index": choice,
             "text": echo.text + gathered.text,

@@ -7,7 +7,7 @@ into deltas, and a call with much to read lets the others have their turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from core.interfaces.frontend import TextDelta
+from core.interfaces.request import SamplingParams
 
 Numbered = tuple[int, TextDelta]  # the prompt's place in the call, and what it gained
 Result = TypeVar("Result")
@@ -89,6 +90,12 @@ class Deltas:
             self._wake.set()
             if (close := getattr(source, "aclose", None)) is not None:
                 await close()
+
+
+async def nothing(prompt: Sequence[int], params: SamplingParams, **_: Any) -> AsyncGenerator[TextDelta, None]:
+    """The continuations of a prompt that is not gone on with."""
+    for index in range(params.n):
+        yield TextDelta(index, "", (), None, "length", num_prompt_tokens=len(prompt), num_generated_tokens=0)
 
 
 def _coalesced(ready: list[Numbered]) -> list[Numbered]:

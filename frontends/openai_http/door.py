@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from core.errors import EngineDeadError, RequestError
-from core.interfaces.frontend import Service
+from core.interfaces.frontend import Service, TextDelta
 from core.interfaces.request import EngineStats, SamplingParams
 from frontends.openai_http import fastdeploy
 from frontends.openai_http.current import asker
-from frontends.openai_http.deltas import Deltas
+from frontends.openai_http.deltas import Deltas, nothing
 from frontends.openai_http.intake import Intake
 from frontends.openai_http.metrics import Metrics
+from frontends.openai_http.pace import Pace
 from frontends.openai_http.rates import Rates
 from frontends.openai_http.schema import GenerationBody
 from frontends.openai_http.settings import HttpSettings
@@ -45,6 +46,7 @@ class Call:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    generates: bool = True  # else the answer is the prompt, read
     every_token: bool = False  # each is told of, also one that adds no text
     tokens_a_chunk: int = 1
 
@@ -70,6 +72,7 @@ class Call:
             stream=bool(body.stream),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
+            generates=body.max_tokens != 0,
             every_token=bool(body.return_token_ids),
             tokens_a_chunk=body.max_streaming_response_tokens or 1,
         )
@@ -106,6 +109,7 @@ class Door:
         self.section = section
         self.intake = Intake(section.max_request_bytes)
         self.metrics = Metrics()
+        self.pace = Pace()
         self.rates = Rates(section.requests_per_minute, section.tokens_per_minute)
         self.version = _version()
         identity = f"{self.version} {service.card.name} {service.card.vocab}"
@@ -183,6 +187,11 @@ class Door:
         own = len(self._calls) + len(self._readings)
         return own if self.together is None else own + self.together.calls_elsewhere()
 
+    def patience(self) -> int:
+        """Seconds in which a call that comes now would probably have had its turn: what those that are refused are told."""
+        waiting = sum(not running.deltas.num_tokens for running in self._calls.values()) + len(self._readings)
+        return self.pace.wait(waiting + 1)
+
     def admit(self) -> None:
         """:raises Exception: while nothing new is taken: it is closed, or paused, or there are too many calls."""
         if self._closed is not None:
@@ -233,6 +242,7 @@ class Door:
         task = asyncio.ensure_future(work)
         self._readings[call_id] = reading = _Reading(task, asker.get())
         self._note_calls()
+        self.pace.began()
         try:
             return await task
         except asyncio.CancelledError:
@@ -240,6 +250,7 @@ class Door:
                 raise
             raise reading.ended from None
         finally:
+            self.pace.ended(served=task.done() and not task.cancelled() and task.exception() is None)
             task.cancel()
             del self._readings[call_id]
             self._note_calls()
@@ -256,8 +267,11 @@ class Door:
     def begin(self, call: Call) -> Deltas:
         """:raises RequestError: as ``admit`` does, and when the call's id is taken."""
         self._admit_as(call.id)
-        as_there = self.section.compat == fastdeploy.NAME
-        generate = partial(fastdeploy.generate, self.service) if as_there else self.service.generate
+        generate: Callable[..., AsyncIterator[TextDelta]] = self.service.generate
+        if not call.generates:
+            generate = nothing
+        elif self.section.compat == fastdeploy.NAME:
+            generate = partial(fastdeploy.generate, self.service)
         deltas = Deltas(
             [
                 generate(prompt, call.params, request_id=request_id, priority=call.priority, cache_salt=call.cache_salt)
@@ -267,6 +281,7 @@ class Door:
         )
         self._calls[call.id] = running = _Running(call, deltas, asker.get())
         self._note_calls()
+        self.pace.began()
         self.rates.charge(running.asker, sum(map(len, call.prompts)))
         if self.section.max_waiting_time is not None:
             running.timer = asyncio.get_running_loop().call_later(self.section.max_waiting_time, self._waited, running)
@@ -278,6 +293,7 @@ class Door:
         if (running := self._calls.pop(call.id, None)) is not None:
             self.metrics.in_flight.dec()
             self._note_calls()
+            self.pace.ended(served=running.deltas.num_tokens > 0)
             if running.timer is not None:
                 running.timer.cancel()
             self.rates.charge(running.asker, running.deltas.num_tokens)

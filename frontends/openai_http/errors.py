@@ -19,7 +19,6 @@ from frontends.openai_http.current import request_id
 log = logging.getLogger("dovetail.http")
 
 CLIENT_GONE = 499  # nobody reads it; it is what logs and metrics say
-RETRY_AFTER_SECONDS = "1"
 _SHOWN_ERRORS = 5
 _SHOWN_PATH = 200  # characters
 _TYPES = {
@@ -78,10 +77,7 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def response_to(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    sent = dict(headers or {})
-    if status == 429:
-        sent.setdefault("retry-after", RETRY_AFTER_SECONDS)
-    return Response(msgspec.json.encode(body), status, sent, media_type="application/json")
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
 def refusal(path: str, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -123,11 +119,15 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def install(app: FastAPI, describing: Describing = describe) -> None:
-    """Every way out of a route that is not an answer ends in an error body: OpenAI's, or as ``describing`` says."""
+def install(app: FastAPI, patience: Callable[[], int], describing: Describing = describe) -> None:
+    """Every way out of a route that is not an answer ends in an error body: OpenAI's, or as ``describing`` says.
+
+    :param patience: seconds after which who was refused for want of room may come again.
+    """
 
     async def known(request: Request, error: Exception) -> Response:
-        return refusal(request.url.path, *describing(error))
+        status, body = describing(error)
+        return refusal(request.url.path, status, body, {"retry-after": str(patience())} if status == 429 else None)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
         # Starlette raises it again, so that the server's log has the traceback.

@@ -6,12 +6,13 @@ a token in a millisecond or in a hundred.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from core.interfaces.request import EngineStats
 from frontends.openai_http.tracing import note_first_token
@@ -60,7 +61,7 @@ class Metrics:
     def samples(self) -> Samples:
         """What is counted in this process, for another's ``render``."""
         return [
-            (family.name, family.type, family.documentation, [(each.name, each.labels, each.value) for each in family.samples])
+            (family.name, family.type, family.documentation, [(each.name, each.labels, each.value) for each in _told(family)])
             for family in self.registry.collect()
         ]
 
@@ -94,8 +95,13 @@ class Stopwatch:
         self._metrics.whole.observe(perf_counter() - self._started)
 
 
+def _told(family: Metric) -> Iterator[Sample]:
+    """All but when it was made, for which Prometheus' text format would have a gauge of its own."""
+    return (sample for sample in family.samples if not sample.name.endswith("_created"))
+
+
 def _summed(parts: Iterable[Samples]) -> list[Metric]:
-    """Of counters, gauges and histograms; when one was made (``_created``) is when the first of them was."""
+    """Of counters, gauges and histograms."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for part in parts:
@@ -104,10 +110,7 @@ def _summed(parts: Iterable[Samples]) -> list[Metric]:
             found = values.setdefault(name, {})
             for sample, labels, value in samples:
                 key = sample, tuple(labels.items())
-                if key not in found:
-                    found[key] = value
-                else:
-                    found[key] = min(found[key], value) if sample.endswith("_created") else found[key] + value
+                found[key] = found.get(key, 0.0) + value
     for name, family in families.items():
         for (sample, label_items), value in values[name].items():
             family.add_sample(sample, dict(label_items), value)

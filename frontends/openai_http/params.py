@@ -130,8 +130,11 @@ def _params(
     fields = {name: defaults[name] for name in _DEFAULTED if defaults.get(name) is not None}
     fields |= {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
     given = getattr(body, limit_field)
-    if given is not None and given < 1:
-        raise RequestError(f"{limit_field} must be at least 1, got {given}", param=limit_field)
+    if given == 0 and isinstance(body, CompletionBody) and (body.echo or body.prompt_logprobs is not None):
+        given = 1  # nothing is generated, so nothing is limited
+    elif given is not None and given < 1:
+        reads = "; with echo or prompt_logprobs it may be 0" if isinstance(body, CompletionBody) and given == 0 else ""
+        raise RequestError(f"{limit_field} must be at least 1, got {given}{reads}", param=limit_field)
     try:
         return SamplingParams(
             **fields,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import h11
 import msgspec
@@ -12,7 +13,20 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from frontends.openai_http.errors import error_body
 
 log = logging.getLogger("dovetail.http")
+LONGEST_HEAD = 16 << 10  # bytes
 NO_WEBSOCKET = "this server speaks no WebSocket: what it streams are server-sent events, by POST"
+
+
+class _Connection(h11.Connection):
+    """h11 looks how long a head is while it is incomplete; this one does also where all of it has come at once."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            size = len(event.target) + sum(len(name) + len(value) for name, value in event.headers)
+            if size > LONGEST_HEAD:
+                raise h11.RemoteProtocolError(f"its head is longer than {LONGEST_HEAD} bytes", error_status_hint=431)
+        return event
 
 
 class HttpProtocol(H11Protocol):
@@ -20,6 +34,10 @@ class HttpProtocol(H11Protocol):
 
     Named and not left to uvicorn, which takes another parser where one is installed: that one has no limit for headers.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = _Connection(h11.SERVER, LONGEST_HEAD)
 
     def send_400_response(self, msg: str) -> None:
         error = sys.exception()  # uvicorn calls this where it has caught one

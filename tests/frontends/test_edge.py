@@ -149,7 +149,8 @@ def test_who_waits_too_long_for_a_first_token_is_refused(stream):
     service = FakeService()
     held = {"prompt": "x", "stream": stream, "cache_salt": "hold_after=0"}
     answer = posted(COMPLETE, held, service, max_waiting_time=0.01)
-    assert (answer.status_code, answer.headers["retry-after"], answer.json()["error"]["code"]) == (429, "1", "timeout")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "timeout")
+    assert answer.headers["retry-after"] in ("1", "2")
     assert answer.json()["error"]["message"] == "no token came within 0.01 s, the longest a call may wait: try again later"
     assert len(service.aborted) == 1
 

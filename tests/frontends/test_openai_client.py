@@ -141,7 +141,7 @@ def test_errors_are_the_clients_own_kinds(client):
     with pytest.raises(openai.RateLimitError) as busy:
         client.chat.completions.create(model="fake", messages=HELLO, stream=True, extra_body={"cache_salt": "refuse=429"})
     assert busy.value.code == "rate_limit_exceeded"
-    assert busy.value.response.headers["retry-after"] == "1"
+    assert busy.value.response.headers["retry-after"] in ("1", "2")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import struct
 from dataclasses import replace
 
@@ -112,6 +113,31 @@ def test_prompt_logprobs(path, asked_of, stream):
         assert len(second) == 2
     refused = posted(path, {**asked_of, "prompt_logprobs": 21}, Reading()).json()["error"]
     assert (refused["param"], refused["message"]) == ("prompt_logprobs", "prompt_logprobs must lie in [0, 20], got 21")
+
+
+def test_a_prompt_that_is_scored_and_not_gone_on_with():
+    """As OpenAI's completions and evaluation harnesses do it: nothing is generated, and no engine asked to."""
+    served = Reading()
+    body = {"prompt": [[120, 121], [122, 120, 121]], "echo": True, "logprobs": 1, "max_tokens": 0}
+    answer = posted(COMPLETE, body, served).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["xy", "zxy"]
+    assert [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]] == [[None, -1.0], [None, -1.0, -2.0]]
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 0, 5)
+
+    streamed = posted(COMPLETE, {**body, "n": 2, "stream": True, "stream_options": {"include_usage": True}}, served).text
+    *chunks, last = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["text"]] == [0, 1, 2, 3]
+    assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]] == [None] * 4 + ["length"] * 4
+    assert last["usage"]["completion_tokens"] == 0
+
+    [told] = posted(COMPLETE, {"prompt": "xy", "prompt_logprobs": 1, "max_tokens": 0}, served).json()["choices"]
+    assert (told["text"], len(told["prompt_logprobs"])) == ("", 3)
+    assert posted(COMPLETE, {"prompt": "xy", "echo": True, "max_tokens": 0}, served).json()["choices"][0]["text"] == "xy"
+    refused = posted(COMPLETE, {"prompt": "xy", "max_tokens": 0}, served).json()["error"]["message"]
+    assert refused == "max_tokens must be at least 1, got 0; with echo or prompt_logprobs it may be 0"
+    assert not served.requests
 
 
 class Held(Reading):

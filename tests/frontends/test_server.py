@@ -230,13 +230,18 @@ def test_what_is_no_http_is_told_like_everything_else():
     with serving() as served:
         garbage = answered(b"garbage\r\n\r\n")
         long = answered(b"GET / HTTP/1.1\r\nx: %b" % (b"x" * 70_000))
+        many = b"".join(b"x%d: %b\r\n" % (number, b"x" * 1000) for number in range(17))
+        whole = answered(b"GET /health HTTP/1.1\r\nhost: x\r\n%b\r\n" % many)
+        few = httpx.get(f"{served.url}/health", headers={f"x{number}": "x" * 1000 for number in range(15)})
         websocket = answered(ASKED_FOR_WEBSOCKET)
         other = httpx.get(f"{served.url}/health", headers={"connection": "Upgrade", "upgrade": "h2c"})
     assert garbage == (400, errors.error_body(400, f"{UNREADABLE}illegal request line")["error"])
     assert (long[0], long[1]["message"]) == (431, f"{UNREADABLE}receive buffer too long")
+    assert (whole[0], whole[1]["message"]) == (431, f"{UNREADABLE}its head is longer than 16384 bytes")
+    assert few.status_code == 200
     assert (websocket[0], websocket[1]["message"]) == (400, NO_WEBSOCKET)
     assert other.status_code == 200
-    assert [line for line in served.errors if line] == ["W uvicorn.error: Invalid HTTP request received."] * 2
+    assert [line for line in served.errors if line] == ["W uvicorn.error: Invalid HTTP request received."] * 3
 
 
 @pytest.mark.parametrize("stdout", [None, "/dev/full"])
