@@ -70,6 +70,14 @@ class DecoderSpec:
             "down": (self.hidden, self.intermediate),
         }[role]
 
+    def parts(self, role: Role) -> tuple[int, ...]:
+        """How many rows each part of a weight has: q, k and v of "qkv", gate and up of "gate_up"; one part otherwise."""
+        if role == "qkv":
+            return (self.q_width, self.kv_width, self.kv_width)
+        if role == "gate_up":
+            return (self.intermediate, self.intermediate)
+        return self.shape(role)[:1]
+
     @property
     def layer_parameters(self) -> int:
         linears = sum(int(np.prod(self.shape(role))) for role in ("qkv", "o", "gate_up", "down"))
@@ -168,7 +176,10 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def stored(self, weight: WeightName, spec: DecoderSpec, names: frozenset[str]) -> tuple[Stored, ...]:
-        """The parts of one weight, in the layout of the checkpoint that has these tensor names."""
+        """The parts of one weight (``DecoderSpec.parts``), in the layout of the checkpoint that has these tensor names.
+
+        Parts that lie in one tensor are given one by one, each with its ``rows`` of it.
+        """
 
     def text(self) -> FamilyText:
         """What its checkpoints leave unsaid of chat and sampling. By default nothing."""

@@ -8,7 +8,7 @@ from core.errors import UserError
 from core.interfaces.model import Checkpoint, DecoderSpec, ModelFamily, Stored, Weight, weight_names
 from core.interfaces.quantizer import Packed, Quantizer
 from core.models.layouts import did_not_find
-from core.models.loading import check_shape, part_rows, view
+from core.models.loading import check_shape, view
 from core.models.packed import DENSE, KEY, outline
 
 
@@ -22,7 +22,7 @@ def adopted_weights(checkpoint: Checkpoint, family: ModelFamily, spec: DecoderSp
         if weight.role in quantizer.roles:
             its, columns = quantizer.of_role(weight.role), spec.shape(weight.role)[1]
             used = [name for part in stored for name in names if name.startswith(part.name.removesuffix(DENSE))]
-            shapes = [(rows, columns) for rows in part_rows(weight, spec)]
+            shapes = [(rows, columns) for rows in spec.parts(weight.role)]
             packed = [adopted(part, shape, checkpoint, its) for part, shape in zip(stored, shapes, strict=True)]
             if any(rows % its.rows_together for rows, _ in shapes[:-1]):
                 raise UserError.of(

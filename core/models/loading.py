@@ -33,12 +33,8 @@ def read_config(folder: ModelFolder, formats: Mapping[str, CheckpointFormat]) ->
     return config
 
 
-def open_checkpoint(folder: ModelFolder, formats: Mapping[str, CheckpointFormat], seed: int = 0) -> Checkpoint:
-    """``seed`` is that of random weights whose name brings none."""
-    path = location(folder)
-    if folder.path is None and "@" not in path.name:
-        path = Path(f"{path.name}@{seed}")
-    return formats[folder.format].open(path)
+def open_checkpoint(folder: ModelFolder, formats: Mapping[str, CheckpointFormat]) -> Checkpoint:
+    return formats[folder.format].open(location(folder))
 
 
 def location(folder: ModelFolder) -> Path:
@@ -71,17 +67,8 @@ def view(tensor: Tensor, part: Stored) -> Tensor:
     return (tensor.T if part.transposed else tensor)[part.rows]
 
 
-def part_rows(weight: WeightName, spec: DecoderSpec) -> tuple[int, ...]:
-    """How many rows each part of a weight has."""
-    if weight.role == "qkv":
-        return (spec.q_width, spec.kv_width, spec.kv_width)
-    if weight.role == "gate_up":
-        return (spec.intermediate, spec.intermediate)
-    return spec.shape(weight.role)[:1]
-
-
 def check_shape(weight: WeightName, stored: tuple[Stored, ...], held: Mapping[str, Tensor], spec: DecoderSpec) -> None:
-    rows, columns = part_rows(weight, spec), spec.shape(weight.role)[1:]
+    rows, columns = spec.parts(weight.role), spec.shape(weight.role)[1:]
     if len(stored) != len(rows):
         raise ValueError(f"the model family gives {len(stored)} parts of {weight}, which has {len(rows)}")
     for name in dict.fromkeys(part.name for part in stored):

@@ -25,7 +25,6 @@ from core.interfaces.model import (
 )
 from core.interfaces.quantizer import Packed, Quantizer, packed_chunks
 from core.models.layouts import did_not_find
-from core.models.loading import part_rows
 
 KEY = "quantization_config"
 METHOD = "dovetail"
@@ -163,7 +162,7 @@ def packed_weights(checkpoint: Checkpoint, spec: DecoderSpec, packing: Packing, 
         else:
             places = {DENSE: f"{WeightName('embed') if tied else weight}.{DENSE}"}
             whole = tensor(places[DENSE], None, spec.shape(weight.role))
-            edges = np.cumsum(part_rows(weight, spec))[:-1]
+            edges = np.cumsum(spec.parts(weight.role))[:-1]
             yield Weight(weight, tuple(np.split(whole, edges)), tied)
             del whole
         for place in places.values():

@@ -13,7 +13,7 @@ from jinja2 import Environment
 from numpy.typing import NDArray
 
 from core.errors import UserError
-from core.interfaces.model import CheckpointFormat, DecoderSpec, ModelFamily, weight_names
+from core.interfaces.model import CheckpointFormat, DecoderSpec, ModelFamily, Stored, weight_names
 from core.testing.contract import Contract
 
 
@@ -72,11 +72,21 @@ class ModelContract(Contract, kit=True):
             parts = []
             for stored in family.stored(weight, spec, frozenset(tensors)):
                 assert stored.name in tensors, f"{weight} is looked for in {stored.name}, which the checkpoint lacks"
-                tensor = tensors[stored.name]
-                parts.append((tensor.T if stored.transposed else tensor)[stored.rows])
+                parts.append(view(tensors, stored))
             assert parts, f"{weight} is stored nowhere"
             shape = np.concatenate(parts).shape
             assert shape == spec.shape(weight.role), f"{weight} has shape {shape}, not {spec.shape(weight.role)}"
+
+    def test_every_weight_is_given_in_its_parts(self) -> None:
+        """Query, key and value by themselves, and gate and up, also where the checkpoint has them in one tensor."""
+        family, spec, tensors = self.make(), self.spec(), self.tensors()
+        for weight in weight_names(spec):
+            found = tuple(len(view(tensors, part)) for part in family.stored(weight, spec, frozenset(tensors)))
+            wanted = spec.parts(weight.role)
+            assert found == wanted, (
+                f"{weight} is given in parts of {found} rows, and has parts of {wanted}: of one stored tensor, a Stored with "
+                "its rows for each"
+            )
 
     def test_every_stored_value_is_used_once(self) -> None:
         """Nothing is left over, nothing but a tied embedding is taken twice."""
@@ -113,6 +123,12 @@ class ModelContract(Contract, kit=True):
             assert "Hello" in shown
             assert "Hi" in shown
         assert all(isinstance(value, float | int) for value in text.sampling.values()), f"{dict(text.sampling)} has no numbers"
+
+
+def view(tensors: Mapping[str, NDArray[Any]], part: Stored) -> NDArray[Any]:
+    tensor = tensors[part.name]
+    found: NDArray[Any] = (tensor.T if part.transposed else tensor)[part.rows]
+    return found
 
 
 class CheckpointFormatContract(Contract, kit=True):

@@ -1,6 +1,6 @@
 """A sound family, and what the contract has to say about unsound ones."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -24,9 +24,8 @@ class Family(ModelFamily):
     def stored(self, weight, spec, names):
         if weight.role == "head" and spec.tied_head:
             return (Stored("embed"),)
-        if weight.role == "qkv":
-            q, kv = spec.q_width, spec.kv_width
-            cuts = [0, q, q + kv, q + 2 * kv]
+        if weight.role in ("qkv", "gate_up"):
+            cuts = accumulate(spec.parts(weight.role), initial=0)
             return tuple(Stored(str(weight), True, slice(a, b)) for a, b in pairwise(cuts))
         return (Stored(str(weight), transposed=weight.role not in ("embed", "head", "norm")),)
 
@@ -91,6 +90,15 @@ class TestNamesThatAreNotThere(Contract):
     class implementation(Family):
         def stored(self, weight, spec, names):
             return (Stored(f"model.{weight}"),)
+
+
+class TestGivesGateAndUpAsOne(Contract):
+    __test__ = True
+    caught_by = "test_every_weight_is_given_in_its_parts"
+
+    class implementation(Family):
+        def stored(self, weight, spec, names):
+            return (Stored(str(weight), True),) if weight.role == "gate_up" else super().stored(weight, spec, names)
 
 
 class TestKeyIsReadTwice(Contract):
