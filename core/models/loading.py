@@ -33,8 +33,12 @@ def read_config(folder: ModelFolder, formats: Mapping[str, CheckpointFormat]) ->
     return config
 
 
-def open_checkpoint(folder: ModelFolder, formats: Mapping[str, CheckpointFormat]) -> Checkpoint:
-    return formats[folder.format].open(location(folder))
+def open_checkpoint(folder: ModelFolder, formats: Mapping[str, CheckpointFormat], seed: int = 0) -> Checkpoint:
+    """``seed`` is that of random weights whose name brings none."""
+    path = location(folder)
+    if folder.path is None and "@" not in path.name:
+        path = Path(f"{path.name}@{seed}")
+    return formats[folder.format].open(path)
 
 
 def location(folder: ModelFolder) -> Path:
