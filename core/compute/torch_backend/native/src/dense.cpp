@@ -39,7 +39,7 @@ typedef uint32_t Bits __attribute__((vector_size(WIDTH * 4)));
 #if defined(__AVX512BF16__)
 typedef uint32_t Prepared; // two activations
 
-inline Prepared both(bf16 even, bf16 odd) { return even.bits | uint32_t(odd.bits) << 16; }
+inline void pair_up(const bf16 (&line)[LANES], Prepared *to) { memcpy(to, line, sizeof line); }
 
 template <int M, int V> inline void add(Sums (&total)[M][V], const uint32_t *panel, const Prepared *x, int64_t apart) {
     __m512bh row[V];
@@ -54,7 +54,9 @@ struct Prepared { // two activations, widened once for all rows
     float even, odd;
 };
 
-inline Prepared both(bf16 even, bf16 odd) { return {widened(even), widened(odd)}; }
+inline void pair_up(const bf16 (&line)[LANES], Prepared *to) {
+    for (int64_t each = 0; each < LANES / 2; ++each) to[each] = {widened(line[2 * each]), widened(line[2 * each + 1])};
+}
 
 constexpr int64_t AHEAD = 16; // pairs asked for early: beside the work for several tokens the memory would be left waiting
 
@@ -123,18 +125,13 @@ void rows(const Linear *linear, const void *prepared, int64_t tokens, int64_t fi
 }
 
 void prepare(const Linear *linear, const float *x, void *prepared) {
-    Prepared *to = static_cast<Prepared *>(prepared);
-    int64_t k = 0;
-    for (; k + LANES <= linear->in_features; k += LANES) {
-        bf16 line[LANES];
-        store(line, load(x + k));
-        for (int64_t each = 0; each < LANES; each += 2) *to++ = both(line[each], line[each + 1]);
-    }
-    for (; k < linear->in_features; k += 2) {
-        bf16 even, odd{0};
-        narrow(&even, x[k]);
-        if (k + 1 < linear->in_features) narrow(&odd, x[k + 1]);
-        *to++ = both(even, odd);
+    Prepared *to = static_cast<Prepared *>(prepared); // a multiple of 64 bytes, which is room for whole lines
+    for (int64_t k = 0; k < linear->in_features; k += LANES, to += LANES / 2) {
+        bf16 line[LANES] = {};
+        if (k + LANES <= linear->in_features) store(line, load(x + k));
+        else
+            for (int64_t each = 0; k + each < linear->in_features; ++each) narrow(line + each, x[k + each]);
+        pair_up(line, to);
     }
 }
 
@@ -177,8 +174,8 @@ EXPORT Linear *dense_new(const uint32_t *pairs, int64_t out_features, int64_t in
     linear->out_features = out_features;
     linear->in_features = in_features;
     int64_t lines = ((in_features + 1) / 2 * int64_t(sizeof(Prepared)) + 63) / 64;
-    // Widened, tokens that lie a multiple of 4096 bytes apart would drive each other from the first cache.
-    linear->prepared_bytes = (sizeof(Prepared) > 4 ? lines | 1 : lines) * 64;
+    // An odd number: tokens that lie a multiple of 4096 bytes apart would drive each other from the first cache.
+    linear->prepared_bytes = (lines | 1) * 64;
     linear->block = PANEL;
     linear->pairs = pairs;
     return linear;
