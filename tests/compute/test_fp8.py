@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.compute.torch_backend import backend, fp8
+from core.compute.torch_backend import backend, fp8, fp8_codes
 from core.compute.torch_backend.linear import Target
 from core.errors import UserError
 from core.interfaces.quantizer import Packed
@@ -34,7 +34,7 @@ def activations(rows, columns, dtype=torch.bfloat16):
 
 def test_activations_are_rounded_by_token_and_group():
     x = activations(9, 300)
-    codes, scale = fp8.by_token(x)
+    codes, scale = fp8_codes.by_token(x)
     assert (codes.dtype, codes.shape, scale.dtype, scale.shape) == (torch.float8_e4m3fn, (9, 300), torch.float32, (9, 3))
     for group, columns in enumerate((slice(0, 128), slice(128, 256), slice(256, 300))):
         part = x[:, columns].float()
@@ -52,7 +52,7 @@ def test_what_is_multiplied_are_the_rounded_numbers(shape, dtype):
     placed = fp8.fp8_block("o", weights, Target(CPU, dtype))
     out, logits = placed(x), placed.logits(x)
     assert (out.dtype, logits.dtype) == (dtype, torch.float32)
-    codes, scale = fp8.by_token(x)
+    codes, scale = fp8_codes.by_token(x)
     rounded = codes.double() * scale.repeat_interleave(128, 1)[:, : shape[1]].double()
     exact = rounded @ torch.from_numpy(right).double().T
     for got, worst in ((out, 4e-3 if dtype == torch.bfloat16 else 2e-6), (logits, 2e-6)):
@@ -62,12 +62,12 @@ def test_what_is_multiplied_are_the_rounded_numbers(shape, dtype):
     assert float(off.max()) < 0.07
 
 
-@pytest.mark.parametrize("rows", [fp8.ROWS, 2 * fp8.ROWS + 300])
+@pytest.mark.parametrize("rows", [fp8_codes.ROWS, 2 * fp8_codes.ROWS + 300])
 def test_many_rows_are_taken_a_few_at_a_time(rows):
     weights, right = packed(rows, 64)
     x = activations(2, 64, torch.float32)
     out = fp8.fp8_block("head", weights, Target(CPU, torch.float32)).logits(x)
-    assert torch.allclose(out, fp8.values(*fp8.by_token(x)) @ torch.from_numpy(right).T, rtol=1e-4, atol=1e-2)
+    assert torch.allclose(out, fp8_codes.values(*fp8_codes.by_token(x)) @ torch.from_numpy(right).T, rtol=1e-4, atol=1e-2)
 
 
 def test_a_row_is_the_same_whoever_is_beside_it():
@@ -118,7 +118,7 @@ def test_the_backend_knows_the_layout():
 def test_which_devices_have_it(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setitem(sys.modules, "core.compute.torch_backend.fp8_kernel", type(sys)("kernel"))
-    sys.modules["core.compute.torch_backend.fp8_kernel"].product = fp8.emulated
+    sys.modules["core.compute.torch_backend.fp8_kernel"].product = fp8_codes.emulated
     assert (fp8.native_product.__wrapped__(torch.device("cuda:0")) is not None) == has
     assert fp8.native_product.__wrapped__(CPU) is None
 

@@ -13,12 +13,12 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from core.compute.torch_backend import fp8
+from core.compute.torch_backend import fp8_codes
 from core.compute.torch_backend.triton.eight import nearest
 
-BLOCK = tl.constexpr(fp8.BLOCK)
-SHARE = tl.constexpr(1 / fp8.LARGEST)
-SMALLEST = tl.constexpr(fp8.SMALLEST)
+BLOCK = tl.constexpr(fp8_codes.BLOCK)
+SHARE = tl.constexpr(1 / fp8_codes.LARGEST)
+SMALLEST = tl.constexpr(fp8_codes.SMALLEST)
 GROUPS = 8  # of a token, rounded by one program
 
 
@@ -42,9 +42,9 @@ def tile(tokens: int) -> tuple[int, int, int, int]:
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [T, in] and scales [T, in / 128], as ``fp8.by_token`` has them to the bit."""
+    """Codes [T, in] and scales [T, in / 128], as ``fp8_codes.by_token`` has them to the bit."""
     tokens, columns = x.shape
-    groups = triton.cdiv(columns, fp8.BLOCK)
+    groups = triton.cdiv(columns, fp8_codes.BLOCK)
     codes = torch.empty((tokens, columns), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((tokens, groups), dtype=torch.float32, device=x.device)
     # A fused multiply-add would round once where plain torch rounds twice.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.compute.torch_backend import fp8
+from core.compute.torch_backend import fp8, fp8_codes
 from core.compute.torch_backend.linear import Target
 from core.interfaces.quantizer import Packed
 
@@ -46,7 +46,7 @@ def test_on_a_device_activations_are_rounded_alike_to_the_bit(dtype):
 
     for columns in (1024, 3072, 577):
         x = activations(64, columns, dtype).to(CUDA)
-        expected, got = fp8.by_token(x), fp8_kernel.quantize(x)
+        expected, got = fp8_codes.by_token(x), fp8_kernel.quantize(x)
         assert torch.equal(got[0].view(torch.uint8), expected[0].view(torch.uint8))
         assert torch.equal(got[1], expected[1])
 

@@ -2,7 +2,7 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc"
 """Weights of layout "fp8_block" for the kernels of a few tokens: how they are read, and how a token is rounded for them.
 
-Sums are in float32, so that what is added up is what ``fp8.emulated`` adds up. More tokens go to ``fp8_kernel``.
+Sums are in float32, so that what is added up is what ``fp8_codes.emulated`` adds up. More tokens go to ``fp8_kernel``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from core.compute.torch_backend import fp8
+from core.compute.torch_backend import fp8_codes
 from core.compute.torch_backend.triton.arithmetic import INTERPRETED
 
-BLOCK = tl.constexpr(fp8.BLOCK)
-SHARE = tl.constexpr(1 / fp8.LARGEST)
-SMALLEST = tl.constexpr(fp8.SMALLEST)
+BLOCK = tl.constexpr(fp8_codes.BLOCK)
+SHARE = tl.constexpr(1 / fp8_codes.LARGEST)
+SMALLEST = tl.constexpr(fp8_codes.SMALLEST)
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def block_tile(codes, scale, output, is_output, start, IN: tl.constexpr, COLUMNS
 
 @triton.jit
 def by_block(x):
-    """x [rows, columns] float32, of whole blocks or narrower than one: the values that ``fp8.by_token`` has codes for.
+    """x [rows, columns] float32, of whole blocks or narrower than one: the values that ``fp8_codes.by_token`` has codes for.
 
     A device multiplies and adds in one: of two values that are equally near it may take the other.
     """

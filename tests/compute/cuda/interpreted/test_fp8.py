@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.compute.torch_backend import fp8, fp8_kernel
+from core.compute.torch_backend import fp8, fp8_codes, fp8_kernel
 from core.compute.torch_backend.backend import TorchBackend
 from core.compute.torch_backend.triton.backend import TritonBackend
 from core.interfaces.model import WeightName
@@ -31,7 +31,7 @@ def test_activations_are_rounded_alike_to_the_bit(dtype, columns):
     x = activations(7, columns, dtype)
     x[3] = 0
     for given in (x, activations(7, 2 * columns, dtype)[:, :columns]):  # rows that lie apart
-        expected, got = fp8.by_token(given), fp8_kernel.quantize(given)
+        expected, got = fp8_codes.by_token(given), fp8_kernel.quantize(given)
         assert torch.equal(got[0].view(torch.uint8), expected[0].view(torch.uint8))
         assert torch.equal(got[1], expected[1])
 
@@ -59,7 +59,7 @@ def test_the_product(monkeypatch, tokens, rows, columns):
         monkeypatch.setattr(fp8_kernel, "tile", lambda tokens: (128, 128, 8, 3))
     codes, scale = weights(rows, columns)
     x = activations(tokens, columns, torch.bfloat16)
-    expected = fp8.emulated(x, codes, scale, torch.float32)
+    expected = fp8_codes.emulated(x, codes, scale, torch.float32)
     got = fp8_kernel.product(x, codes, scale, torch.float32)
     assert float(((got - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-6
     short = fp8_kernel.product(x, codes, scale, torch.bfloat16)
