@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
-from core.compute.torch_backend.fp8 import BLOCK, BlockFp8Linear
+from core.compute.torch_backend.fp8 import BlockFp8Linear
+from core.compute.torch_backend.fp8_codes import BLOCK
 from core.compute.torch_backend.linear import DenseLinear, QuantizedKernel, Target, TorchLinear
 from core.compute.torch_backend.triton import few_rows
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
