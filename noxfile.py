@@ -13,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
 EXAMPLE = "examples/third_party_plugin"
+EXAMPLE_BACKEND = "examples/numpy_backend"
 ON_ANY_BACKEND = (
     "tests/compute/test_paddle.py",
     "tests/compute/test_whole_model.py",
@@ -79,14 +80,17 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)
 def third_party(session: nox.Session) -> None:
-    """The example plugin, a distribution of its own: installed beside this one, put through its contracts, served with."""
+    """The example plugins, distributions of their own: installed beside this one, put through their contracts, served with."""
     session.install(".[all]")
-    session.install(f"{EXAMPLE}[dev]")
+    session.install(f"{EXAMPLE}[dev]", f"{EXAMPLE_BACKEND}[dev]")
+    root = Path.cwd()
     session.chdir(EXAMPLE)  # away from the checkout: what is tested is what was installed
     shown = session.run("python", "-m", "core.serve", "--list-plugins", silent=True)
     if "sampler_top_nsigma" not in str(shown):
         session.error(f"--list-plugins does not show the example plugin:\n{shown}")
     session.run("pytest", *session.posargs)
+    session.chdir(root / EXAMPLE_BACKEND)
+    session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""A compute backend for Dovetail in plain numpy."""
