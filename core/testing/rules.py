@@ -84,10 +84,23 @@ class RulesContract(Contract, kit=True):
             assert violation is not None, f"{self.violating[rule.id]} does not violate {rule.id}"
             for remedy in violation.remedies:
                 if remedy.set:
-                    after = self.compose(applied(remedy, settings), rule.id)
+                    after = self.compose(self.followed(remedy, settings), rule.id)
                     assert self.find(after, rule.id) is None, f"{rule.id}: {remedy.text!r} ({dict(remedy.set)}) does not cure"
                     worse = [problem.what for problem in after.problems if problem not in before.problems]
                     assert not worse, f"{rule.id}: {remedy.text!r} cures, and brings about: {'; '.join(worse)}"
+
+    def followed(self, remedy: Remedy, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with a remedy followed. Whoever takes another's offer for the plugin's own names it no more."""
+        from core.compose.settings import KIND_SETTINGS
+        from core.plugin_manager import PluginManager
+
+        changed = applied(remedy, settings)
+        plugin = PluginManager.discover().get(self.plugin)
+        offers = plugin.offers if plugin is not None else ()
+        own = {KIND_SETTINGS[offer.kind]: offer.name for offer in offers if offer.kind in KIND_SETTINGS}
+        if any(remedy.set.get(setting, name) not in (name, "none") for setting, name in own.items()):
+            changed["plugins"] = [name for name in changed["plugins"] if name != self.plugin]
+        return changed
 
     def find(self, composition: Composition, rule: str) -> Violation | None:
         return next((violation for violation in composition.violations if violation.id == rule), None)

@@ -103,9 +103,11 @@ def test_on_cuda_the_kernels_are_tritons(device, monkeypatch, caplog):
     assert kernels.on_cuda("auto", "cuda:1", "bfloat16") is made
     device[0] = (8, 6)
     assert kernels.on_cuda("native", "cuda:1", "bfloat16") is made
-    assert made == [(("cuda:1", "bfloat16"), {"overlap": True}), (("cuda:1", "bfloat16"), {"overlap": False})]
+    assert kernels.on_cuda("auto", "cuda:1", "bfloat16", deterministic=True) is made
+    assert [options["overlap"] for _, options in made] == [True, False, False]
+    assert [options["deterministic"] for _, options in made] == [False, False, True]
     message = "a step's operations are computed by native kernels: Triton on NVIDIA H100"
-    assert said(caplog) == [(logging.INFO, message)] * 2
+    assert said(caplog) == [(logging.INFO, message)] * 3
 
 
 def test_on_cuda_plain_torch_is_said(device, monkeypatch, caplog):

@@ -16,6 +16,7 @@ from core.compute.torch_backend import fp8, linear, logits, machine, quantized, 
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.linear import Target, TorchLinear
 from core.compute.torch_backend.step import Step
+from core.errors import UserError
 from core.host import usable_cores
 from core.interfaces.compute import ComputeBackend, DType, KVCache, Linear, LogitAdjustment, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
@@ -41,13 +42,16 @@ class TorchBackend(ComputeBackend):
 
     framework = "torch"
 
-    def __init__(self, device: str, dtype: DType, threads: int = 0) -> None:
-        """``threads``: of a CPU; 0 is one for each physical core that this process may use."""
+    def __init__(self, device: str, dtype: DType, threads: int = 0, *, deterministic: bool = False) -> None:
+        """``threads``: of a CPU; 0 is one for each physical core that this process may use. ``deterministic``: subclasses
+        compute so, and what they leave to plain torch, which they check, is the same however many tokens there are.
+        """
         self.device = device
         self.dtype = dtype
         self.ahead = device != "cpu"
         self._target = Target(torch.device(device), DTYPES[dtype])
         self._embedding: Any = None  # until a tied head has been placed
+        self._deterministic = deterministic
         self._ranks: Collective | None = None
         self._vocab = 0  # of all ranks together
         if self._target.device.type == "cpu":
@@ -97,9 +101,20 @@ class TorchBackend(ComputeBackend):
                 self._embedding = table if spec.tied_head else None
                 return table
             placed = linear.place(weight, spec, quantizer, self._target, self._embedding)
+            if self._deterministic and not self._row_by_row(placed):
+                raise UserError.of(
+                    f"{weight.name} is held as {placed.format}, whose products depend on how many tokens there are",
+                    "backend_torch.deterministic",
+                    "leave out --deterministic",
+                    "--quantization none",
+                )
             if weight.name.role == "head":
                 self._embedding = None
             return placed
+
+    def _row_by_row(self, linear: TorchLinear) -> bool:
+        """Whether what is multiplied by it comes out the same to the bit, however many rows there are."""
+        return linear.row_by_row
 
     def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         free, _ = self.memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -18,23 +19,33 @@ OLDEST = (8, 0)  # compute capability: of bfloat16
 OVERLAPS = (9, 0)  # can place a kernel's programs while the kernel before ends
 
 
-def on_cpu(kernels: str, dtype: DType, threads: int) -> TorchBackend:
-    """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
-    return _chosen(kernels, lambda: native_on_cpu(dtype, threads), lambda: TorchBackend("cpu", dtype, threads))
+def on_cpu(kernels: str, dtype: DType, threads: int, deterministic: bool = False) -> TorchBackend:
+    """:raises UserError: when native kernels cannot be had, and ``kernels`` is "native", or ``deterministic`` wants them."""
+    native = partial(native_on_cpu, dtype, threads, deterministic)
+    return _chosen(kernels, native, lambda: TorchBackend("cpu", dtype, threads), deterministic)
 
 
-def on_cuda(kernels: str, device: str, dtype: DType) -> TorchBackend:
-    """:raises UserError: when ``kernels`` is "native" and they cannot be had."""
-    return _chosen(kernels, lambda: triton_on_cuda(device, dtype), lambda: TorchBackend(device, dtype))
+def on_cuda(kernels: str, device: str, dtype: DType, deterministic: bool = False) -> TorchBackend:
+    """:raises UserError: as ``on_cpu``."""
+    native = partial(triton_on_cuda, device, dtype, deterministic)
+    return _chosen(kernels, native, lambda: TorchBackend(device, dtype), deterministic)
 
 
-def _chosen(kernels: str, native: Callable[[], TorchBackend], plain: Callable[[], TorchBackend]) -> TorchBackend:
+def _chosen(
+    kernels: str, native: Callable[[], TorchBackend], plain: Callable[[], TorchBackend], deterministic: bool
+) -> TorchBackend:
     if kernels == "reference":
         log.info("a step's operations are computed by plain torch, as asked for")
         return plain()
     try:
         return native()
     except NotBuiltError as error:
+        if deterministic:
+            raise UserError.of(
+                f"what is deterministic are the native kernels, and they cannot be had: {error}",
+                "backend_torch.deterministic",
+                "leave out --deterministic",
+            ) from error
         if kernels == "native":
             raise UserError.of(
                 f"the native kernels cannot be had: {error}", "backend_torch.kernels", "--torch-kernels auto, for plain torch"
@@ -43,7 +54,7 @@ def _chosen(kernels: str, native: Callable[[], TorchBackend], plain: Callable[[]
         return plain()
 
 
-def native_on_cpu(dtype: DType, threads: int) -> TorchBackend:
+def native_on_cpu(dtype: DType, threads: int, deterministic: bool = False) -> TorchBackend:
     """:raises NotBuiltError: when they are not to be had for this number format or on this machine, or compute wrongly."""
     from core.compute.torch_backend.native import library
     from core.compute.torch_backend.native.backend import DTYPES, NativeBackend
@@ -51,13 +62,13 @@ def native_on_cpu(dtype: DType, threads: int) -> TorchBackend:
 
     if dtype not in DTYPES:
         raise NotBuiltError(f"they compute in {' and '.join(DTYPES)}, not in {dtype}")
-    backend = NativeBackend(dtype, threads)
+    backend = NativeBackend(dtype, threads, deterministic=deterministic)
     check(backend)
     log.info("a step's operations are computed by native kernels: %s", library.instructions())
     return backend
 
 
-def triton_on_cuda(device: str, dtype: DType) -> TorchBackend:
+def triton_on_cuda(device: str, dtype: DType, deterministic: bool = False) -> TorchBackend:
     """:raises NotBuiltError: when Triton cannot be imported, or makes no kernels for this device."""
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
@@ -66,6 +77,6 @@ def triton_on_cuda(device: str, dtype: DType) -> TorchBackend:
         from core.compute.torch_backend.triton.backend import TritonBackend
     except ImportError as error:
         raise NotBuiltError(f"Triton cannot be imported: {error}") from error
-    backend = TritonBackend(device, dtype, overlap=capability >= OVERLAPS)
+    backend = TritonBackend(device, dtype, overlap=capability >= OVERLAPS, deterministic=deterministic)
     log.info("a step's operations are computed by native kernels: Triton on %s", torch.cuda.get_device_name(device))
     return backend

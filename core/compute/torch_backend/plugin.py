@@ -30,6 +30,12 @@ class TorchSettings(Section, frozen=True):
         "system moves them as it likes. On Linux only",
     )
 
+    deterministic: bool = Field(
+        False,
+        description="a request's logits are the same to the last bit whoever shares its steps, and however its prompt is "
+        "divided among them; slower, on CUDA by far for prompts",
+    )
+
     @field_validator("cpu_affinity")
     @classmethod
     def _cpus(cls, text: str | None) -> str | None:
@@ -52,7 +58,65 @@ ON_CUDA = Condition("device.kind", "==", "cuda")
 ON_CPU = Condition("device.kind", "==", "cpu")
 RECORDED_ON_CUDA = (ON_CUDA, Condition("graph_backend.frameworks", "!=", None), Condition("chosen.graph_backend", "!=", None))
 EAGERLY = Remedy("run steps eagerly, without {chosen.graph_backend}")
+DETERMINISTIC = Condition("settings.backend_torch.deterministic", "==", True)
+ANYHOW = Remedy("leave out --deterministic", {"backend_torch.deterministic": False})
+NATIVE = Remedy("--torch-kernels auto", {"backend_torch.kernels": "auto"})
+DETERMINISTIC_RULES = (
+    Rule(
+        id="deterministic-in-plain-torch",
+        when=(DETERMINISTIC, Condition("settings.backend_torch.kernels", "==", "reference")),
+        reason="plain torch picks how to add up by how many tokens a step has, so that neighbours move the last bits of a "
+        "request's logits",
+        remedies=(NATIVE, ANYHOW),
+    ),
+    Rule(
+        id="deterministic-without-compiler",
+        when=(DETERMINISTIC, ON_CPU, Condition("torch.compiler", "==", None)),
+        reason="what is deterministic on a CPU are the native kernels, which are compiled on this machine, and no C++ compiler "
+        "was found",
+        remedies=(INSTALL, ANYHOW),
+    ),
+    Rule(
+        id="deterministic-without-triton",
+        when=(DETERMINISTIC, ON_CUDA, Condition("torch.triton", "==", None)),
+        reason="what is deterministic on CUDA are Triton's kernels, and no Triton is installed",
+        remedies=(WITH_TRITON, ANYHOW),
+    ),
+    Rule(
+        id="deterministic-on-old-devices",
+        when=(DETERMINISTIC, Condition("device.capability", "<", 8.0)),
+        reason="what is deterministic on CUDA are kernels for compute capability 8.0 and newer, and {device.name} has "
+        "{device.capability}",
+        remedies=(ANYHOW,),
+    ),
+    Rule(
+        id="deterministic-in-float16",
+        when=(DETERMINISTIC, ON_CPU, Condition("compute.dtype", "==", "float16")),
+        reason="on a CPU float16 is left to plain torch, which picks how to add up by how many tokens a step has",
+        remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), ANYHOW),
+    ),
+    Rule(
+        id="deterministic-with-other-heads",
+        when=(DETERMINISTIC, ON_CPU, Condition("model.head_dim", "not in", tuple(range(16, 1025, 16)))),
+        reason="on a CPU attention over heads of {model.head_dim}, no multiple of 16 up to 1024, is left to plain torch, which "
+        "picks how to add up by what a step has",
+        remedies=(ANYHOW,),
+    ),
+    Rule(
+        id="deterministic-with-rounded-activations",
+        when=(DETERMINISTIC, Condition("quantizer.rounds_activations", "==", True)),
+        reason="products of {chosen.quantizer}, which rounds activations too, are divided by how many tokens a step has",
+        remedies=(Remedy("--quantization none", {"quantization": "none"}), ANYHOW),
+    ),
+    Rule(
+        id="deterministic-among-ranks",
+        when=(DETERMINISTIC, Condition("parallel.ranks", ">", 1)),
+        reason="what several processes add up together they add in an order that may depend on how much it is",
+        remedies=(Remedy("let one process hold the model"), ANYHOW),
+    ),
+)
 RULES = (
+    *DETERMINISTIC_RULES,
     Rule(
         id="plain-torch-recorded",
         when=(*RECORDED_ON_CUDA, Condition("settings.backend_torch.kernels", "==", "reference")),
@@ -134,8 +198,9 @@ def create(context: Context) -> ComputeBackend:
     if context.section.cpu_affinity is not None:
         affinity.stay_on(context.section.cpu_affinity, threads)
     if context.facts["device.kind"] == "cpu":
-        return kernels.on_cpu(context.section.kernels, dtype, threads)
-    return kernels.on_cuda(context.section.kernels, f"cuda:{context.facts.get('parallel.rank', 0)}", dtype)
+        return kernels.on_cpu(context.section.kernels, dtype, threads, context.section.deterministic)
+    device = f"cuda:{context.facts.get('parallel.rank', 0)}"
+    return kernels.on_cuda(context.section.kernels, device, dtype, context.section.deterministic)
 
 
 @hookimpl
@@ -154,6 +219,13 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         aliases=(
             Alias("native kernels, plain torch, or auto", flag="--torch-kernels", sets="kernels"),
             Alias("CPUs that the engine's threads stay on", flag="--cpu-affinity", sets="cpu_affinity"),
+            Alias("the same logits whoever shares a request's steps", flag="--deterministic", sets="deterministic"),
+            Alias(
+                "deterministic steps, as SGLang spells them",
+                flag="--enable-deterministic-inference",
+                sets="deterministic",
+            ),
+            Alias("deterministic steps, as vLLM spells them", env="VLLM_BATCH_INVARIANT", sets="deterministic"),
         ),
     )
 

@@ -31,6 +31,8 @@ class Int8Linear(TorchLinear):
     Eight would do with a scale for each block of a token, which oneDNN does not take; with one for all of it they do not.
     """
 
+    row_by_row = True
+
     def __init__(self, role: Role, packed: Packed) -> None:
         self._scale = borrowed(packed.arrays["scale"]).clone()
         self._weight = torch.ops.onednn.qlinear_prepack(borrowed(packed.arrays["codes"]), None)

@@ -5,9 +5,9 @@ import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from core.compute.torch_backend.triton import attention, few_rows, gate, likeliest, norm, packed, rope, static, step
+from core.compute.torch_backend.triton import attention, few_rows, gate, likeliest, norm, packed, rope, segmented, static, step
 from core.compute.torch_backend.triton.eight import block_tile, by_block
-from core.compute.torch_backend.triton.tiling import tiling
+from core.compute.torch_backend.triton.tiling import fixed_tiling, tiling
 from quant_wint4.tile import group_tile
 from quant_wint8.tile import tile as row_tile
 
@@ -16,14 +16,14 @@ ROPE = {"Q_WIDTH": 2048, "KV_WIDTH": 256, "DIM": 128, "ADJACENT": True}
 
 
 def projections(tokens, format="16", tile=packed.plain_tile, group=0, rounding=None):
-    """As they are launched for ERNIE-4.5-0.3B, programs placed early."""
+    """As they are launched for ERNIE-4.5-0.3B, programs placed early; for no number of tokens, as in deterministic mode."""
     for role, kernel, constants in (
         ("qkv", few_rows._qkv, ROPE | {"IN": 1024, "PAIRS": 1280}),
         ("down", few_rows._linear_add, {"IN": 3072, "OUT": 1024}),
         ("gate_up", few_rows._gate_up, {"IN": 1024, "OUT": 3072}),
         ("head", few_rows._logits, {"IN": 1024, "OUT": 103_424, "CHOSEN": False}),
     ):
-        way = tiling(role, tokens, constants["IN"], format)
+        way = tiling(role, tokens, constants["IN"], format) if tokens else fixed_tiling(role, constants["IN"])
         yield kernel, {"EPS": 1e-5, "TILE": tile, "GROUP": group, "ROUND": rounding} | constants | way.constants, way.options
 
 
@@ -52,6 +52,12 @@ KERNELS = [
     (static._follow, {"WORDS": 256, "tokens": "*i64"}, {}),
     *projections(1),
     *projections(16),
+    *list(projections(None))[:2],
+    (
+        segmented._segmented,
+        SHAPE | {"HEADS": 8, "QUERIES": 16, "KEYS": 32, "SEGMENT": 256},
+        {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False},
+    ),
     *list(projections(1, "4", group_tile, 128))[:2],
     *list(projections(1, "8", row_tile))[:1],
     list(projections(1, "fp8", block_tile, 128, by_block))[2],
@@ -60,7 +66,7 @@ KERNELS = [
 CODES = {group_tile: "*u8", row_tile: "*i8", block_tile: "*fp8e4nv"}
 FLOATS = {"turns": "*fp32", "mixed_parts": "*fp32", "score_parts": "*fp32"}
 VALUES = ("q", "keys", "values", "out", "heads", "hidden", "more", "second", "norm", "x", "residual", "both")
-NUMBERS = ("pages", "stride", "tokens", "count", "outputs", "length", *static.SIZES)
+NUMBERS = ("pages", "segments", "decodes", "stride", "tokens", "count", "outputs", "length", *static.SIZES)
 
 
 def kind(name, codes):

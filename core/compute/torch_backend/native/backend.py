@@ -19,6 +19,7 @@ from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
 from core.compute.torch_backend.native.linear import NativeDense, NativeTarget
 from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
 from core.compute.torch_backend.step import Step
+from core.errors import UserError
 from core.interfaces.compute import DType, KVCache, Layer, Linear, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.quantizer import Quantizer
@@ -47,11 +48,14 @@ def _fields(layer: Layer) -> list[int]:
 class NativeBackend(TorchBackend):
     """In bfloat16 or float32. A call is native where the linear in it and the KV cache are; else torch's, around it."""
 
-    def __init__(self, dtype: DType, threads: int = 0) -> None:
-        """:raises NotBuiltError: when the library cannot be had."""
-        super().__init__("cpu", dtype, threads)
+    def __init__(self, dtype: DType, threads: int = 0, *, deterministic: bool = False) -> None:
+        """``deterministic``: what comes of a token does not depend on the step it is computed in.
+
+        :raises NotBuiltError: when the library cannot be had.
+        """
+        super().__init__("cpu", dtype, threads, deterministic=deterministic)
         library.start(torch.get_num_threads())
-        self._target = self._native = NativeTarget(self._target.device, self._target.dtype)
+        self._target = self._native = NativeTarget(self._target.device, self._target.dtype, even=deterministic)
         self._bfloat16 = int(dtype == "bfloat16")
         shape, step, pages, around = ADDRESS, ADDRESS, (ADDRESS, ADDRESS), (ADDRESS, ADDRESS, REAL)
         self._rms_norm = library.function("rms_norm", NUMBER, *around, NUMBER, NUMBER, ADDRESS)
@@ -80,9 +84,15 @@ class NativeBackend(TorchBackend):
     def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         why = refusal(spec)
         if why is not None:
+            if self._deterministic:
+                raise UserError.of(
+                    f"attention is left to plain torch, which picks how to add up by what a step has: {why}",
+                    "backend_torch.deterministic",
+                    "leave out --deterministic",
+                )
             log.warning("attention and rope are computed in plain torch: %s", why)
             return super()._kv_memory(spec, num_pages, page_size)
-        return NativeKV(spec, num_pages, page_size, self._target.dtype)
+        return NativeKV(spec, num_pages, page_size, self._target.dtype, whole=self._deterministic)
 
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step | NativeStep:  # type: ignore[override]
         return upload(batch) if isinstance(kv, NativeKV) else super().upload(batch, spec, kv)

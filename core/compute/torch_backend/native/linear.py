@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from core.compute import parts
-from core.compute.torch_backend.linear import KERNELS, QuantizedKernel, Target, TorchLinear, borrowed
+from core.compute.torch_backend.linear import KERNELS, EvenLinear, QuantizedKernel, Target, TorchLinear, borrowed
 from core.compute.torch_backend.native import library
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER
 from core.compute.torch_backend.native.memory import HugePages
@@ -26,6 +26,8 @@ AT_A_TIME = 512  # tokens whose products are made in one call
 
 
 class NativeLinear(TorchLinear):
+    row_by_row = True
+
     def describe(self, native: int | None) -> None:
         """``native``: address of a ``Linear`` (src/linear.h), freed with this object."""
         if not native:
@@ -100,9 +102,10 @@ def whole_panels(parts: Iterable[Part], panel: int, columns: int) -> Iterator[Pa
 
 @dataclass(frozen=True)
 class NativeTarget(Target):
-    """bfloat16 weights are rearranged into huge pages, for native products."""
+    """bfloat16 weights are rearranged into huge pages, for native products. ``even``: others are ``EvenLinear``."""
 
     memory: HugePages = field(default_factory=HugePages, compare=False)
+    even: bool = False
 
     @property
     def packs(self) -> bool:
@@ -110,7 +113,7 @@ class NativeTarget(Target):
 
     def linear(self, role: Role, dense: Tensor, format: str) -> TorchLinear:
         if self.dtype != torch.bfloat16:
-            return super().linear(role, dense, format)
+            return EvenLinear(role, dense, format) if self.even else super().linear(role, dense, format)
         return NativeDense(role, dense.shape, whole(dense), f"{format} in native kernels", self.memory)
 
     def dense(self, weight: Weight, spec: DecoderSpec) -> TorchLinear:
@@ -127,6 +130,8 @@ class NativeTarget(Target):
         if isinstance(embedding, NativeDense):
             return embedding
         if self.dtype != torch.bfloat16:
+            if self.even:
+                return EvenLinear("head", embedding, f"{self.format}, the embedding it is tied to", shared=True)
             return super().tied_head(embedding)
         format = f"{self.format} in native kernels, beside the embedding it is tied to"
         return NativeDense("head", embedding.shape, whole(embedding), format, self.memory)

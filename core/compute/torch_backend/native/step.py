@@ -31,7 +31,8 @@ def refusal(spec: DecoderSpec) -> str | None:
 
 
 class NativeKV(PagedKV):
-    def __init__(self, spec: DecoderSpec, num_pages: int, page_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, num_pages: int, page_size: int, dtype: torch.dtype, whole: bool = False) -> None:
+        """``whole``: a query's keys are never parted among tasks."""
         super().__init__(spec, num_pages, page_size, dtype, CPU)
         self._turns = self.turns.real.contiguous(), self.turns.imag.contiguous()
         self._fields = np.array(
@@ -43,6 +44,7 @@ class NativeKV(PagedKV):
                 page_size,
                 spec.rope_style == "interleaved",
                 *(turns.data_ptr() for turns in self._turns),
+                whole,
             ],
             np.int64,
         )

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
+# ruff: noqa: ANN001, ANN201, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc,assignment"
 """Attention over pages: page tables and lengths are read on the device, sums run over blocks of keys and are never stored.
 
@@ -91,8 +91,8 @@ class Attention:
             scores,
             self._arrivals,
             step.layout.pages,
-            SCALE=_scale(spec),
-            **_constants(spec, page),
+            SCALE=scale(spec),
+            **constants(spec, page),
             ROWS=max(ROWS, rows_of(group)),
             FEWEST=how.shortest,
             KEYS=how.keys,
@@ -116,8 +116,8 @@ class Attention:
             step.tiles,
             out,
             step.layout.pages,
-            SCALE=_scale(spec),
-            **_constants(spec, keys.shape[1]),
+            SCALE=scale(spec),
+            **constants(spec, keys.shape[1]),
             HEADS=heads,
             QUERIES=queries_in_tile(spec, q.dtype),
             KEYS=32,
@@ -126,12 +126,12 @@ class Attention:
         )
 
 
-def _scale(spec: DecoderSpec) -> float:
+def scale(spec: DecoderSpec) -> float:
     """Exponentials are powers of two."""
     return math.log2(math.e) / math.sqrt(spec.head_dim)
 
 
-def _constants(spec: DecoderSpec, page: int) -> dict[str, int]:
+def constants(spec: DecoderSpec, page: int) -> dict[str, int]:
     return {
         "PAGE": page,
         "KV_HEADS": spec.num_kv_heads,
@@ -142,7 +142,7 @@ def _constants(spec: DecoderSpec, page: int) -> dict[str, int]:
 
 
 @triton.jit
-def _slots(table, places, is_key, PAGE: tl.constexpr):
+def slots_of(table, places, is_key, PAGE: tl.constexpr):
     page = tl.load(table + places // PAGE, mask=is_key, other=0)
     return page.to(tl.int64) * PAGE + places % PAGE
 
@@ -165,7 +165,7 @@ def _absorb(q, keys, values, table, places, seen, last, best, total, mixed, kv_h
     """A block of keys: ``places`` [KEYS] in the sequence, below ``last``; a query sees them up to its ``seen`` [rows]."""
     dims = tl.arange(0, WIDE)
     is_key = places < last
-    slot = _slots(table, places, is_key, PAGE)
+    slot = slots_of(table, places, is_key, PAGE)
     where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
     # What is masked may be anything, a NaN too, and must not be read.
     mask = is_key[:, None] & (dims < DIM)[None, :]
@@ -200,7 +200,7 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
     places = first + tl.arange(0, KEYS)
     is_old = places < tl.minimum(last, length - 1)
     is_newest = (places == length - 1)[:, None] & is_dim
-    slot = _slots(table, places, places < last, PAGE)
+    slot = slots_of(table, places, places < last, PAGE)
     where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
     k = tl.load(keys + where, mask=is_old[:, None] & is_dim, other=0.0)
     v = tl.load(values + where, mask=is_old[:, None] & is_dim, other=0.0)

@@ -23,9 +23,10 @@ from core.compute.torch_backend.triton.likeliest import Likeliest
 from core.compute.torch_backend.triton.norm import normed
 from core.compute.torch_backend.triton.packed import Reading, TiledLinear, plain_tile, readable
 from core.compute.torch_backend.triton.rope import rotate_and_write
+from core.compute.torch_backend.triton.segmented import SegmentedAttention
 from core.compute.torch_backend.triton.static import TritonStaticStep, follow
 from core.compute.torch_backend.triton.step import Step, upload
-from core.compute.torch_backend.triton.tiling import Tiling, tiling
+from core.compute.torch_backend.triton.tiling import Tiling, fixed_tiling, tiling
 from core.interfaces.compute import DType, KVCache, Linear, SamplingArrays, StepBatch
 from core.interfaces.graph import StepShape
 from core.interfaces.model import DecoderSpec, Role
@@ -55,13 +56,20 @@ class RowMajor(Target):
 class TritonBackend(TorchBackend):
     """A decode step is a pure function of its ``Step``'s buffer, the weights and the pages: it may be recorded and replayed."""
 
-    def __init__(self, device: str, dtype: DType, threads: int = 0, overlap: bool = False) -> None:
+    def __init__(
+        self, device: str, dtype: DType, threads: int = 0, overlap: bool = False, *, deterministic: bool = False
+    ) -> None:
         """``overlap``: a kernel's programs are placed, and what no kernel of a step writes is fetched, while the kernel before
-        ends.
+        ends. ``deterministic``: what comes of a token does not depend on the step it is computed in.
         """
-        super().__init__(device, dtype, threads)
+        super().__init__(device, dtype, threads, deterministic=deterministic)
         self._target = RowMajor(self._target.device, self._target.dtype)
-        self._attention = Attention(self._target.device, 2 * self._processors(), overlap)
+        programs = 2 * self._processors()
+        self._attention: Attention | SegmentedAttention = (
+            SegmentedAttention(self._target.device, programs)
+            if deterministic
+            else Attention(self._target.device, programs, overlap)
+        )
         self._likeliest = Likeliest(self._target.device, overlap)
         self._overlap = overlap
 
@@ -69,6 +77,9 @@ class TritonBackend(TorchBackend):
         if self._target.device.type != "cuda":
             return INTERPRETED_PROGRAMS
         return torch.cuda.get_device_properties(self._target.device).multi_processor_count
+
+    def _row_by_row(self, linear: TorchLinear) -> bool:
+        return reading_of(linear) is not None and not isinstance(linear, BlockFp8Linear)
 
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step:  # type: ignore[override]
         return upload(batch, queries_in_tile(spec, self._target.dtype), self._target.device)
@@ -118,7 +129,10 @@ class TritonBackend(TorchBackend):
         few = self._tiles(head, step.num_logits)
         if few is None:
             return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
-        own = few_rows.logits(hidden, step.logit_rows, norm.weight, norm.eps, few[0], step.num_logits, few[1])
+        rows = step.logit_rows
+        if rows is None and self._deterministic:  # one kernel, whichever rows are wanted
+            rows = torch.arange(step.num_logits, dtype=torch.int32, device=hidden.device)
+        own = few_rows.logits(hidden, rows, norm.weight, norm.eps, few[0], step.num_logits, few[1])
         return self.gathered(own)
 
     def argmax(self, array: Tensor) -> Tensor:
@@ -129,6 +143,8 @@ class TritonBackend(TorchBackend):
         reading = reading_of(linear)
         if reading is None or not tokens:
             return None
+        if self._deterministic:
+            return reading, fixed_tiling(linear.role, linear.in_features, self._target.dtype.itemsize)
         way = tiling(linear.role, tokens, linear.in_features, format_of(linear), self._target.dtype.itemsize)
         return None if way is None else (reading, way if self._overlap else replace(way, overlap=False))
 

@@ -90,18 +90,25 @@ def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int 
     return Tiling(power_of_two(tokens), outputs, max(LANES, take), dot=False, warps=warps, overlap=True, early=early)
 
 
+def fixed_tiling(role: Role, columns: int, value_bytes: int = 2) -> Tiling:
+    """One for every number of tokens (``deterministic.toml``): no sum depends on how many there are."""
+    row = _read("deterministic.toml")[role]
+    take = min(2 * row["take"] // value_bytes, max(LANES, power_of_two(columns)))
+    return Tiling(row["rows"], row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"])
+
+
 def ways() -> dict[str, dict[str, dict[str, Any]]]:
-    return {name: table for name, table in _shipped().items() if name != "attention"}
+    return {name: table for name, table in _read("sm_90.toml").items() if name != "attention"}
 
 
 def attention() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = _shipped()["attention"]
+    table: dict[str, dict[str, Any]] = _read("sm_90.toml")["attention"]
     return table
 
 
 @cache
-def _shipped() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("sm_90.toml").read_text())
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text())
 
 
 def power_of_two(number: int) -> int:

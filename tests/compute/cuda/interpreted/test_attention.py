@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core.compute.torch_backend.attention import PagedKV
+from core.compute.torch_backend.triton import segmented
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile, splits_of
 from core.compute.torch_backend.triton.step import upload
 from core.compute.torch_backend.triton.tiling import Division
@@ -18,12 +19,12 @@ CPU = torch.device("cpu")
 class Sequences:
     """Random q, k and v written and read through a paged cache, and beside it in float64. Pages nobody wrote hold NaN."""
 
-    def __init__(self, spec, dtype, page_size):
+    def __init__(self, spec, dtype, page_size, attention=None):
         self.spec, self.dtype = spec, dtype
         self.kv = PagedKV(spec, 800 // page_size, page_size, dtype, CPU)
         self.kv.keys[0].fill_(torch.nan)
         self.kv.values[0].fill_(torch.nan)
-        self.attention = Attention(CPU, 24, divided=lambda _: Division(64, 4, 64))
+        self.attention = attention or Attention(CPU, 24, divided=lambda _: Division(64, 4, 64))
         self.paged = PagedSequences(self.kv.num_pages, page_size, seed=page_size)
         self.random = torch.Generator().manual_seed(page_size)
         self.keys, self.values = {}, {}
@@ -74,6 +75,17 @@ def test_the_longest_context_is_divided_among_programs_and_the_order_they_end_in
     sequences.run({0: 290, 1: 130})
     sequences.run({0: 1, 1: 1})
     assert not sequences.attention._arrivals.any(), "the counters are zero again"
+
+
+@pytest.mark.parametrize(("dtype", "heads", "head_dim"), [(torch.bfloat16, 6, 16), (torch.float32, 2, 24)])
+def test_in_segments_it_is_the_same_attention(monkeypatch, dtype, heads, head_dim):
+    monkeypatch.setattr(segmented, "SEGMENT", 32)
+    spec = tiny_spec(num_layers=1, num_heads=heads, num_kv_heads=2, head_dim=head_dim)
+    sequences = Sequences(spec, dtype, 16, segmented.SegmentedAttention(CPU, 24))
+    sequences.run({0: 75, 1: 3, 2: 20})
+    sequences.run({0: 1, 1: 1})
+    assert not sequences.attention._arrivals.any(), "the counters are zero again"
+    sequences.run({1: 1, 2: 1, 0: 9, 3: 1})
 
 
 @pytest.mark.parametrize(

@@ -315,14 +315,14 @@ void attend(const Shape &shape, const Step &step, const T *q, const T *keys, con
     int64_t queries = MOST_ROWS / group, tasks_at_most = 0;
     for (int64_t s = 0; s < step.sequences; ++s) {
         int64_t number = step.query_starts[s + 1] - step.query_starts[s];
-        tasks_at_most += shape.kv_heads * (number <= queries ? (step.lengths[s] + SPLIT - 1) / SPLIT : (number + queries - 1) / queries);
+        tasks_at_most += shape.kv_heads * (number <= queries && !shape.whole ? (step.lengths[s] + SPLIT - 1) / SPLIT : (number + queries - 1) / queries);
     }
     Task *tasks = reinterpret_cast<Task *>(task_memory.take(tasks_at_most * sizeof(Task)));
     int64_t number_of_tasks = 0, number_of_parts = 0, most_queries = 0;
     for (int64_t s = 0; s < step.sequences; ++s) {
         int32_t number = step.query_starts[s + 1] - step.query_starts[s], length = step.lengths[s], behind = length - number;
         for (int32_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-            if (number <= queries && length > SPLIT) {
+            if (number <= queries && length > SPLIT && !shape.whole) {
                 if (number > most_queries) most_queries = number;
                 for (int32_t from = 0; from < length; from += SPLIT) {
                     int32_t to = from + int32_t(SPLIT) < length ? from + int32_t(SPLIT) : length;
