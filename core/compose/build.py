@@ -251,7 +251,14 @@ def _create(plan: Plan, manager: PluginManager, kind: str, rank: int = 0) -> Any
     section = model.model_validate(plan.sections[offered.plugin]) if model is not None else None
     offer: Any = offered.offer
     facts = plan.facts if rank == 0 else {**plan.facts, "parallel.rank": rank}
-    return offer.create(Context(section=section, settings=plan.settings, facts=facts))
+    made = offer.create(Context(section=section, settings=plan.settings, facts=facts))
+    if made is None:  # which elsewhere means that nothing was chosen
+        raise UserError.of(
+            f"create of the {kind.replace('_', ' ')} {offered.name} (plugin {offered.plugin}) returned None",
+            "",
+            f"have it return what core/interfaces describes, or drop {offered.plugin}",
+        )
+    return made
 
 
 def _offered(plan: Plan, manager: PluginManager, kind: str) -> Offered:

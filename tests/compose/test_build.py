@@ -2,12 +2,13 @@
 
 import importlib
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from core.compose import compose
-from core.compose.build import ahead, build_engine, checkpoint_formats, count_pages, create_front_end
+from core.compose.build import ahead, build_engine, checkpoint_formats, count_pages, create_front_end, create_quantizer
 from core.errors import UserError
 from core.interfaces.frontend import FrontEnd
 from core.interfaces.request import Request, SamplingParams
@@ -65,6 +66,24 @@ def test_the_seed_of_the_settings_is_that_of_random_weights():
         generated(build_engine(compose([*TINY, "--seed", seed], env={}, probe=CPU)), [[5, 6, 7]], 8) for seed in ("1", "2")
     )
     assert first != second
+
+
+def test_a_create_that_makes_nothing_is_not_served_without():
+    plan = compose([*TINY, "--quantization", "wint8"], env={}, probe=CPU)
+    manager = PluginManager.load_only(plan.plugins)
+    [offered] = [each for each in manager.offers("quantizer") if each.name == "wint8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manager, "offers", emptied(manager, offered))
+        with pytest.raises(UserError) as refused:
+            create_quantizer(plan, manager)
+    assert refused.value.problems[0].what == "create of the quantizer wint8 (plugin quant_wint8) returned None"
+
+
+def emptied(manager, empty):
+    """What a manager offers, with one offer that makes nothing."""
+    offers = manager.offers
+    made = replace(empty, offer=replace(empty.offer, create=lambda context: None))
+    return lambda kind: [made if each == empty else each for each in offers(kind)]
 
 
 def test_the_front_end_gets_its_own_settings():
