@@ -1,6 +1,7 @@
 """The ways of asking for CUDA graphs, FastDeploy's among them; what they come to, and what is refused."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -13,9 +14,9 @@ GIB = 1 << 30
 PROBE = DeviceProbe("a CPU", 8, ("avx2",), 64 * GIB, 60 * GIB, (Gpu("a card", 9.0, 80 * GIB, 79 * GIB),)).to_json()
 
 
-def plan_of(*argv, **config):
+def plan_of(*argv, model="random:tiny", **config):
     given = ["--graph-optimization-config", json.dumps(config)] if config else []
-    return compose(["--model", "random:tiny", *argv, *given], env={"DOVETAIL_DEVICE_PROBE": PROBE})
+    return compose(["--model", model, *argv, *given], env={"DOVETAIL_DEVICE_PROBE": PROBE})
 
 
 def graph_of(plan):
@@ -174,13 +175,13 @@ def test_plain_torch_cannot_be_recorded():
 
 def test_what_graphs_take_is_estimated_by_their_sizes():
     """All have their logits in one place, 4 bytes for each row of the largest and token of the vocabulary."""
-    model = ("--model", "random:ernie-4.5-0.3b", "--use-cudagraph")
-    few = plan_of(*model, "--graph-cuda-capture-sizes", "1,8").facts["memory.graph_bytes"]
+    asked = partial(plan_of, "--use-cudagraph", model="random:ernie-4.5-0.3b")
+    few = asked("--graph-cuda-capture-sizes", "1,8").facts["memory.graph_bytes"]
     assert few == (128 << 20) + 4 * (4 << 20) + 8 * 103424 * 4
-    assert 280 << 20 < plan_of(*model).facts["memory.graph_bytes"] < 320 << 20
-    full = plan_of(*model, "--graph-cuda-scope", "full").facts["memory.graph_bytes"]
-    assert full > plan_of(*model).facts["memory.graph_bytes"] + 2 * 24 * (4 << 20) - 1
-    assert "memory.graph_bytes" not in plan_of("--model", "random:ernie-4.5-0.3b").facts
+    assert 280 << 20 < asked().facts["memory.graph_bytes"] < 320 << 20
+    full = asked("--graph-cuda-scope", "full").facts["memory.graph_bytes"]
+    assert full > asked().facts["memory.graph_bytes"] + 2 * 24 * (4 << 20) - 1
+    assert "memory.graph_bytes" not in plan_of(model="random:ernie-4.5-0.3b").facts
 
 
 def test_the_sizes_that_are_recorded_where_none_are_given():
