@@ -17,9 +17,8 @@ change those, then run `nox -s docs -- --write`. -->
 
 Each setting can stand in a configuration file (TOML, or YAML with flags' names), in the environment, and on the command line;
 flags win over the environment, and that over the file. Flags may be written with hyphens or underscores. The offline `LLM`
-takes the keys as keyword arguments. A setting that is said twice at one place with two values is refused: a flag that stands
-twice, too, unless its values are a list, which then has them all. `python -m core.serve --explain` shows every value and
-where it was set.
+takes the keys as keyword arguments. Of a flag that stands twice with two values the last is taken, with a warning, unless its
+values are a list, which then has them all. `python -m core.serve --explain` shows every value and where it was set.
 
 A plugin's settings are a table of the file (`[{example}]`), variables `{prefix}{upper}__NAME` and flags `--{dashed}-name`.
 

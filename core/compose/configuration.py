@@ -95,7 +95,10 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
             else:
                 other = said.setdefault(each.key, each)
                 levels[each.origin] = height
-                if other.value != each.value:
+                if other.value != each.value and other.origin == each.origin:
+                    remarks.append(_repeated(other, each))
+                    said[each.key] = each
+                elif other.value != each.value:
                     problems.append(_contradiction(other, each))
         overruled = [vocabulary.chosen_by(given[key]) for key in said if key in given]
         refused = [no for no in refused if no not in overruled]
@@ -165,9 +168,12 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
+def _repeated(first: Said, last: Said) -> Problem:
+    what = f"{last.origin} is given twice: {last.value!r}, which comes last, is taken, and not {first.value!r}"
+    return Problem(what, "", ("keep one of them",))
+
+
 def _contradiction(one: Said, other: Said) -> Problem:
-    if one.origin == other.origin:
-        return Problem(f"{one.origin} is given twice, with {one.value!r} and {other.value!r}", "", ("keep one of them",))
     what = f"not {other.value!r}" if other.refused else repr(other.value)
     return Problem(
         f"{one.name} is said to be {one.value!r} and {what}",

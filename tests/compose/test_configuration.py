@@ -231,11 +231,14 @@ def test_two_flags_that_contradict_each_other():
     assert problems("--sampler", "rejection", "--use-rejection", installed=installed) == []
 
 
-def test_one_flag_with_two_values():
-    assert problems("--max-model-len", "64", "--max_model_len=32", "--openai-http-tls", "--openai-http-tls") == [
-        "--max-model-len is given twice, with '64' and '32'\n  remedy: keep one of them"
+def test_of_one_flag_with_two_values_the_last_is_taken_with_a_warning():
+    found = configured("--max-model-len", "64", "--max_model_len=32", "--openai-http-tls", "--openai-http-tls")
+    assert found.problems == []
+    assert found.settings["max_model_len"] == 32
+    assert [str(remark) for remark in found.remarks] == [
+        "--max-model-len is given twice: '32', which comes last, is taken, and not '64'\n  remedy: keep one of them"
     ]
-    assert problems("--max-model-len", "64", "--max-model-len", "64") == []
+    assert configured("--max-model-len", "64", "--max-model-len", "64").remarks == []
 
 
 def test_two_config_files(tmp_path):
