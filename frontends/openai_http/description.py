@@ -111,12 +111,19 @@ def document(version: str, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+EVENT = {  # OpenAPI before 3.2 tells of each event of a stream
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
+
 def _operation(route: Described, keyed: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     if route.answer is not None:
         content = {"application/json": {"schema": keyed[route.answer, "serialization"]}}
     if route.events:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": EVENT}
     refused = {"application/json": {"schema": keyed[route.refusals, "serialization"]}}
     operation: dict[str, Any] = {
         "summary": route.summary,
