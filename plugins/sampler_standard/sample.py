@@ -1,8 +1,9 @@
 """Exact sampling by inverse CDF: one uniform number a row, and the first token at which the summed weights exceed it.
 
-A row without limits is summed in the order of token ids. A row with limits is summed likeliest first, equal logits in the
-order of their ids: every limit then keeps a *prefix*, and the shortest one wins. The likeliest tokens nearly always hold the
-whole prefix; a row whose prefix is longer is sorted in full. Both ways give the same tokens in the same order.
+A row without limits is summed in the order of token ids: in parts of a few hundred, and then within one of them. A row with
+limits is summed likeliest first, equal logits in the order of their ids: every limit then keeps a *prefix*, and the shortest
+one wins. The likeliest tokens nearly always hold the whole prefix; a row whose prefix is longer is sorted in full. Both ways
+give the same tokens in the same order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from core.interfaces.randomness import uniform
 from core.interfaces.sampler import Sampler
 
 CANDIDATES = (256, 4096)  # likeliest tokens looked at, before sorting all
+PART = 256  # tokens summed at once where no order among them is wanted
+ROWS_AT_ONCE = 16  # on a CPU: of arrays of megabytes, of another size at every step, the heap falls into pieces
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ Draw = Callable[[Tensor, Tensor, Limits], Tensor]
 
 
 class StandardSampler(Sampler):
+    @torch.inference_mode()  # logits made in it are overwritten
     def sample(self, logits: Tensor, rows: SamplingRows) -> Tensor:
         # A sum in another order starts at another token: what excludes nothing must not count as a limit.
         limited = ((rows.top_k > 0) & (rows.top_k < logits.shape[1])) | (rows.top_p < 1.0) | (rows.min_p > 0.0)
@@ -74,20 +78,42 @@ class StandardSampler(Sampler):
 
 def drawn(logits: Tensor, draw: Draw, limits: Limits) -> Tensor:
     largest = logits.amax(-1, keepdim=True)
-    tokens = draw(logits, largest, limits)
     spoiled = ~largest[:, 0].isfinite()  # NaN, or nothing that may be drawn
-    return torch.where(spoiled, logits.argmax(-1), tokens) if bool(spoiled.any()) else tokens
+    if not bool(spoiled.any()):
+        return draw(logits, largest, limits)
+    likeliest = logits.argmax(-1)
+    return torch.where(spoiled, likeliest, draw(logits, largest, limits))
 
 
 def draw_any(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
-    sums = logits.sub(largest).div_(limits.temperature.float()).exp_().cumsum(-1, dtype=torch.float64)
-    return first_beyond(sums, sums[:, -1:], limits.uniform)[:, 0]
+    """Overwrites the logits."""
+    own = logits.sub_(largest).div_(limits.temperature.float()).exp_()
+    vocab = own.shape[1]
+    sums = part_sums(own).cumsum(-1)
+    wanted = limits.uniform * sums[:, -1:]
+    part = first_beyond(sums, wanted)
+    before = torch.where(part > 0, sums.gather(1, (part - 1).clamp(min=0)), 0.0)
+
+    ids = part * PART + torch.arange(PART, device=own.device)
+    inside = own.gather(1, ids.clamp(max=vocab - 1)).double().where(ids < vocab, 0.0).cumsum(-1)
+    # Summed in another order the part may have a little less than was counted for it.
+    wanted = torch.minimum(wanted - before, inside[:, -1:] * (1 - 2.0**-53))
+    return ids.gather(1, first_beyond(inside, wanted))[:, 0]
+
+
+def part_sums(own: Tensor) -> Tensor:
+    """[R, V] -> float64 [R, parts], the last of what is left."""
+    whole = own.shape[1] // PART * PART
+    sums = own[:, :whole].unflatten(1, (-1, PART)).sum(-1, dtype=torch.float64)
+    if whole == own.shape[1]:
+        return sums
+    return torch.cat([sums, own[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
 
 
 def draw_limited(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
     rows, vocab = logits.shape
     if bool(((limits.top_p < 1.0) & limits.top_k.isinf()).any()):
-        total = weights(logits, largest, limits).sum(-1, keepdim=True)
+        total = weight_sums(logits, largest, limits)
     else:
         total = torch.full_like(limits.top_p, torch.inf)  # nobody asks
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
@@ -121,6 +147,13 @@ def weights(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
     return logits.double().sub_(largest).div_(limits.temperature).exp_()
 
 
+def weight_sums(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
+    """[R, 1]"""
+    rows = torch.arange(len(logits), device=logits.device).split(len(logits) if logits.is_cuda else ROWS_AT_ONCE)
+    sums = [weights(logits[some], largest[some], limits.take(some)).sum(-1, keepdim=True) for some in rows]
+    return torch.cat(sums)
+
+
 def draw_sorted(values: Tensor, ids: Tensor, largest: Tensor, limits: Limits, total: Tensor) -> tuple[Tensor, Tensor]:
     """``values`` and ``ids`` [R, C] of the likeliest; ``total`` [R, 1] is the weight of the whole vocabulary.
 
@@ -136,12 +169,10 @@ def draw_sorted(values: Tensor, ids: Tensor, largest: Tensor, limits: Limits, to
     kept = torch.minimum(torch.minimum(limits.top_k, by_p), by_min)
     kept = torch.where(limits.top_k.isfinite() & (limits.top_k > width), torch.inf, kept).clamp(1, width)
     last = sums.gather(1, kept.long() - 1)
-    return ids.gather(1, first_beyond(sums, last, limits.uniform))[:, 0], kept[:, 0].long()
+    # A share is at most 1 - 2**-53, so its product is less than the total also after rounding.
+    return ids.gather(1, first_beyond(sums, limits.uniform * last))[:, 0], kept[:, 0].long()
 
 
-def first_beyond(sums: Tensor, total: Tensor, share: Tensor) -> Tensor:
-    """[R, 1]: where ``sums`` first exceeds that share of the total. What adds nothing is never where.
-
-    A share is at most 1 - 2**-53, so its product is less than the total also after rounding.
-    """
-    return torch.searchsorted(sums, share * total, right=True).clamp_(max=sums.shape[1] - 1)
+def first_beyond(sums: Tensor, wanted: Tensor) -> Tensor:
+    """[R, 1]: where ``sums`` [R, C] first exceeds what is wanted [R, 1]. What adds nothing is never where."""
+    return torch.searchsorted(sums, wanted, right=True).clamp_(max=sums.shape[1] - 1)

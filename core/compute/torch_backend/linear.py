@@ -94,11 +94,14 @@ def in_few_sizes(x: Tensor) -> Tensor:
     For each T it meets oneDNN compiles a kernel, of a millisecond and 0.7 MB, and keeps the last thousand: a server whose
     steps are of every size would grow by hundreds of megabytes. A kernel's blocks are of about these sizes anyway.
     """
-    number = len(x)
-    if number <= 16:
-        return x
-    step = 8 if number <= 64 else 32 if number <= 256 else 64 if number <= 512 else 256
-    return functional.pad(x, (0, 0, 0, -number % step)) if number % step else x
+    more = few_sizes(len(x)) - len(x)
+    return functional.pad(x, (0, 0, 0, more)) if more else x
+
+
+def few_sizes(number: int) -> int:
+    """As many rows or a few more: one of a few dozen numbers."""
+    step = 1 if number <= 16 else 8 if number <= 64 else 32 if number <= 256 else 64 if number <= 512 else 256
+    return number + -number % step
 
 
 class TiedHead(PackedLinear):

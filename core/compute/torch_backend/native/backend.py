@@ -13,7 +13,7 @@ from torch import Tensor
 from core.compute.torch_backend import machine
 from core.compute.torch_backend.attention import PagedKV
 from core.compute.torch_backend.backend import Norm, TorchBackend
-from core.compute.torch_backend.linear import TorchLinear
+from core.compute.torch_backend.linear import TorchLinear, few_sizes
 from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
 from core.compute.torch_backend.native.linear import NativeDense, NativeTarget
@@ -158,7 +158,8 @@ class NativeBackend(TorchBackend):
             return super().logits(hidden, norm, head, step)  # type: ignore[arg-type]
         if step.logit_rows is not None:
             hidden = hidden.index_select(0, step.logit_rows)
-        out = torch.empty((len(hidden), head.out_features), dtype=torch.float32)
+        rows = few_sizes(len(hidden))  # of other sizes at every step they would leave the heap in pieces
+        out = torch.empty((rows, head.out_features), dtype=torch.float32)[: len(hidden)]
         around = hidden.data_ptr(), norm.weight.data_ptr(), norm.eps
         self._linear_logits(head.native, self._bfloat16, *around, len(hidden), out.data_ptr())
         return self.gathered(out)
