@@ -92,11 +92,9 @@ class RulesContract(Contract, kit=True):
     def followed(self, remedy: Remedy, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with a remedy followed. Whoever takes another's offer for the plugin's own names it no more."""
         from core.compose.settings import KIND_SETTINGS
-        from core.plugin_manager import PluginManager
 
         changed = applied(remedy, settings)
-        plugin = PluginManager.discover().get(self.plugin)
-        offers = plugin.offers if plugin is not None else ()
+        offers = offers_of(plugin_module(self.plugin))
         own = {KIND_SETTINGS[offer.kind]: offer.name for offer in offers if offer.kind in KIND_SETTINGS}
         if any(remedy.set.get(setting, name) not in (name, "none") for setting, name in own.items()):
             changed["plugins"] = [name for name in changed["plugins"] if name != self.plugin]

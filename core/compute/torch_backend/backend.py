@@ -35,6 +35,11 @@ class Norm(NamedTuple):
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
+def not_deterministic(what: str, *remedies: str) -> UserError:
+    """What rules cannot know before weights are read and kernels are made."""
+    return UserError.of(what, "backend_torch.deterministic", "leave out --deterministic", *remedies)
+
+
 class TorchBackend(ComputeBackend):
     """Tensors here never require a gradient, so nothing is recorded. They are no inference tensors: those a sampler from
     elsewhere could not write to, and inference mode saves nothing measurable.
@@ -102,12 +107,8 @@ class TorchBackend(ComputeBackend):
                 return table
             placed = linear.place(weight, spec, quantizer, self._target, self._embedding)
             if self._deterministic and not self._row_by_row(placed):
-                raise UserError.of(
-                    f"{weight.name} is held as {placed.format}, whose products depend on how many tokens there are",
-                    "backend_torch.deterministic",
-                    "leave out --deterministic",
-                    "--quantization none",
-                )
+                what = f"{weight.name} is held as {placed.format}, whose products depend on how many tokens there are"
+                raise not_deterministic(what, "--quantization none")
             if weight.name.role == "head":
                 self._embedding = None
             return placed

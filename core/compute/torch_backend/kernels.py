@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from core.compute.torch_backend.backend import TorchBackend
+from core.compute.torch_backend.backend import TorchBackend, not_deterministic
 from core.compute.torch_backend.native.build import NotBuiltError
 from core.errors import UserError
 from core.interfaces.compute import DType
@@ -41,11 +41,7 @@ def _chosen(
         return native()
     except NotBuiltError as error:
         if deterministic:
-            raise UserError.of(
-                f"what is deterministic are the native kernels, and they cannot be had: {error}",
-                "backend_torch.deterministic",
-                "leave out --deterministic",
-            ) from error
+            raise not_deterministic(f"what is deterministic are the native kernels, and they cannot be had: {error}") from error
         if kernels == "native":
             raise UserError.of(
                 f"the native kernels cannot be had: {error}", "backend_torch.kernels", "--torch-kernels auto, for plain torch"

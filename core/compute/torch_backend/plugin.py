@@ -29,7 +29,6 @@ class TorchSettings(Section, frozen=True):
         description="CPUs that the engine's threads stay on, such as 0-3,8; auto is one of each physical core. By default the "
         "system moves them as it likes. On Linux only",
     )
-
     deterministic: bool = Field(
         False,
         description="a request's logits are the same to the last bit whoever shares its steps, and however its prompt is "
@@ -61,6 +60,7 @@ EAGERLY = Remedy("run steps eagerly, without {chosen.graph_backend}")
 DETERMINISTIC = Condition("settings.backend_torch.deterministic", "==", True)
 ANYHOW = Remedy("leave out --deterministic", {"backend_torch.deterministic": False})
 NATIVE = Remedy("--torch-kernels auto", {"backend_torch.kernels": "auto"})
+BFLOAT16 = Remedy("--dtype bfloat16", {"dtype": "bfloat16"})
 DETERMINISTIC_RULES = (
     Rule(
         id="deterministic-in-plain-torch",
@@ -93,7 +93,7 @@ DETERMINISTIC_RULES = (
         id="deterministic-in-float16",
         when=(DETERMINISTIC, ON_CPU, Condition("compute.dtype", "==", "float16")),
         reason="on a CPU float16 is left to plain torch, which picks how to add up by how many tokens a step has",
-        remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), ANYHOW),
+        remedies=(BFLOAT16, ANYHOW),
     ),
     Rule(
         id="deterministic-with-other-heads",
@@ -122,7 +122,7 @@ RULES = (
         when=(*RECORDED_ON_CUDA, Condition("settings.backend_torch.kernels", "==", "reference")),
         reason="the graph backend {chosen.graph_backend} records steps of fixed shapes, and plain torch sizes what it launches "
         "by what is in a step",
-        remedies=(Remedy("--torch-kernels auto", {"backend_torch.kernels": "auto"}), EAGERLY),
+        remedies=(NATIVE, EAGERLY),
     ),
     Rule(
         id="recorded-without-triton",
@@ -152,7 +152,7 @@ RULES = (
         id="native-kernels-in-float16",
         when=(ON_CPU, Condition("settings.backend_torch.kernels", "==", "native"), Condition("compute.dtype", "==", "float16")),
         reason="on a CPU the native kernels compute in bfloat16 and float32, not in float16",
-        remedies=(Remedy("--dtype bfloat16", {"dtype": "bfloat16"}), PLAIN),
+        remedies=(BFLOAT16, PLAIN),
     ),
     Rule(
         id="affinity-without-linux",

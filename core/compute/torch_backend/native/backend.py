@@ -12,14 +12,13 @@ from torch import Tensor
 
 from core.compute.torch_backend import machine
 from core.compute.torch_backend.attention import PagedKV
-from core.compute.torch_backend.backend import Norm, TorchBackend
+from core.compute.torch_backend.backend import Norm, TorchBackend, not_deterministic
 from core.compute.torch_backend.linear import TorchLinear, few_sizes
 from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
 from core.compute.torch_backend.native.linear import NativeDense, NativeTarget
 from core.compute.torch_backend.native.step import NativeKV, NativeStep, refusal, upload
 from core.compute.torch_backend.step import Step
-from core.errors import UserError
 from core.interfaces.compute import DType, KVCache, Layer, Linear, StepBatch
 from core.interfaces.model import DecoderSpec, Weight
 from core.interfaces.quantizer import Quantizer
@@ -85,10 +84,8 @@ class NativeBackend(TorchBackend):
         why = refusal(spec)
         if why is not None:
             if self._deterministic:
-                raise UserError.of(
-                    f"attention is left to plain torch, which picks how to add up by what a step has: {why}",
-                    "backend_torch.deterministic",
-                    "leave out --deterministic",
+                raise not_deterministic(
+                    f"attention is left to plain torch, which picks how to add up by what a step has: {why}"
                 )
             log.warning("attention and rope are computed in plain torch: %s", why)
             return super()._kv_memory(spec, num_pages, page_size)
