@@ -150,7 +150,7 @@ class StepBatch:
                 return StepShape("decode", tokens, sequences, drawn)
             if not self.num_decodes and (np.diff(self.query_starts) == self.context_lens).all():
                 return StepShape("prompts", tokens, sequences, drawn)
-        return StepShape("mixed", tokens, sequences, drawn)
+        return StepShape("mixed", tokens, sequences, drawn, self.num_decodes, len(self.logit_rows))
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ StepKind = Literal["decode", "prompts", "mixed"]
 
 "decode": every sequence computes one token, and its logits are wanted. "prompts": every sequence computes all it has, from its
 first token on, and the logits of its last are wanted: attention stays within the step's own tokens, and no page that an earlier
-step wrote is read. "mixed": anything else; it is not recorded.
+step wrote is read. "mixed": anything else; a recording of it leaves nothing out, and so takes over the other two as well.
 """
 
 
@@ -47,26 +47,47 @@ step wrote is read. "mixed": anything else; it is not recorded.
 class StepShape:
     """How large a step is, real or static. "decode" and "prompts" steps have one row of logits a sequence, in their order.
 
-    ``drawn``: it ends in a sampler's draw, else in the likeliest tokens. A step whose tokens are chosen behind it, since their
-    logits are adjusted first, counts among the latter; the tokens it ends with are nobody's.
+    ``decodes`` and ``rows`` are of "mixed" steps alone: how many of the sequences compute one token, before all others, and how
+    many rows of logits are wanted. ``drawn``: it ends in a sampler's draw, else in the likeliest tokens. A step whose tokens
+    are chosen behind it, since their logits are adjusted first, counts among the latter; those it ends with are nobody's.
     """
 
     kind: StepKind
     tokens: int
     sequences: int
     drawn: bool = False
+    decodes: int = 0
+    rows: int = 0
+
+    @property
+    def logits(self) -> int:
+        """Rows of them."""
+        return self.rows if self.kind == "mixed" else self.sequences
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that compute one token, before all others."""
+        return self.sequences if self.kind == "decode" else self.decodes
 
     def holds(self, other: StepShape) -> bool:
         """Whether a step of that shape fits into a static one of this."""
-        alike = self.kind == other.kind and self.drawn == other.drawn
-        return alike and self.tokens >= other.tokens and self.sequences >= other.sequences
+        if self.drawn != other.drawn or self.kind not in (other.kind, "mixed"):
+            return False
+        own, given = self.decoding, other.decoding
+        return (
+            own >= given
+            and self.tokens - own >= other.tokens - given
+            and self.sequences - own >= other.sequences - given
+            and self.logits >= other.logits
+        )
 
 
 class StaticStep(ABC):
     """A step of fixed shape that is filled again and again; a backend's operations take it as they take an uploaded one.
 
     New, it is all padding. A padded token is token 0 at position 0 whose slot is -1: its K and V are written nowhere. A padded
-    sequence of a "decode" step has a context of 0 tokens, one of a "prompts" step no tokens. What is computed for padding is
+    sequence that decodes has a context of 0 tokens, any other no tokens. In a "mixed" step the padding of those that decode
+    lies before the others; rows of logits are in the order of the step that was filled in. What is computed for padding is
     never looked at, may be anything (NaN too), and must not reach another row.
 
     Operations on a static step launch the same work whatever is in it: they do not wait for the device, do not look at what it

@@ -136,7 +136,7 @@ class FixedShapes(TorchBackend):
 
     def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> StaticStep | None:
         assert isinstance(kv, _WithScratch)
-        return None if shape.kind == "mixed" else _FixedStep(shape, kv)
+        return _FixedStep(shape, kv)
 
     def attention(self, q: Tensor, kv: KVCache, layer: int, step: Any) -> Tensor:
         mixed = super().attention(q, kv, layer, step)
@@ -172,21 +172,21 @@ class _FixedStep(StaticStep):
         self._kv = kv
         device = kv.turns.device
         pages = kv.num_pages
-        self.num_logits = shape.sequences
+        self.num_logits = shape.logits
         self.token_ids = torch.zeros(shape.tokens, dtype=torch.int32, device=device)
-        self.logit_rows = torch.zeros(shape.sequences, dtype=torch.int64, device=device) if shape.kind == "prompts" else None
+        self.logit_rows = None if shape.kind == "decode" else torch.zeros(shape.logits, dtype=torch.int64, device=device)
         self._positions = torch.zeros(shape.tokens, dtype=torch.int32, device=device)
         self._slots = torch.full((shape.tokens,), -1, dtype=torch.int64, device=device)
         self.seen = torch.zeros(shape.tokens, dtype=torch.int32, device=device)
         self._owners = torch.zeros(shape.tokens, dtype=torch.int64, device=device)
         self._page_table = torch.zeros((shape.sequences, pages), dtype=torch.int32, device=device)
         self._keys = torch.arange(pages * kv.page_size, device=device)
-        self.sampling = _sampling(sampling_rows(shape.sequences, temperature=0.0))
+        self.sampling = _sampling(sampling_rows(shape.logits, temperature=0.0))
 
     def fill(self, step: Any) -> None:
         batch: StepBatch = step.batch
         assert self.shape.holds(batch.shape)
-        tokens, sequences = batch.num_tokens, batch.num_sequences
+        tokens, sequences, rows = batch.num_tokens, batch.num_sequences, len(batch.logit_rows)
         self._slots.fill_(-1)
         self.seen.zero_()
         owners = torch.repeat_interleave(torch.arange(sequences), torch.from_numpy(batch.query_starts).diff())
@@ -201,10 +201,10 @@ class _FixedStep(StaticStep):
         for name in COLUMNS:
             mine = getattr(self.sampling, name)
             mine.zero_()
-            mine[:sequences].copy_(getattr(step.sampling, name))
+            mine[:rows].copy_(getattr(step.sampling, name))
         self._page_table[:sequences, : batch.page_table.shape[1]].copy_(torch.tensor(batch.page_table))
         if self.logit_rows is not None:
-            self.logit_rows[:sequences].copy_(torch.tensor(batch.logit_rows))
+            self.logit_rows[:rows].copy_(torch.tensor(batch.logit_rows))
 
     def advance(self, tokens: Tensor) -> bool:
         if self.shape.kind != "decode":

@@ -16,6 +16,11 @@ from graph_cuda.sizes import Sizes
 log = logging.getLogger("dovetail.engine")
 
 Launch = Callable[[], Outcome]
+KINDS = {
+    "decode": "sizes of decode steps",
+    "prompts": "sizes of prompts, in tokens by sequences",
+    "mixed": "sizes of prompts beside decodes, in tokens by sequences and decodes",
+}
 
 
 class Recorder(Protocol):
@@ -41,7 +46,7 @@ class Recorder(Protocol):
 class Recording:
     static: StaticStep
     replay: Callable[[], None]
-    outcome: Outcome  # of [sequences] rows
+    outcome: Outcome  # of as many rows as the static step has
 
 
 class CudaGraphs(GraphBackend):
@@ -59,7 +64,7 @@ class CudaGraphs(GraphBackend):
         self._bytes = 0
         self._seconds = 0.0
         self._eager: Counter[str] = Counter()  # steps by the reason
-        self._last: tuple[Recording, int] | None = None  # what was replayed last, for how many sequences
+        self._last: tuple[Recording, int] | None = None  # what was replayed last, for how many rows of logits
 
     def prepare(self, forward: Forward, static_steps: StaticSteps, draws: bool = False) -> Forward:
         self._forward, self._static_steps, self._draws = forward, static_steps, draws
@@ -81,13 +86,13 @@ class CudaGraphs(GraphBackend):
         if recording is None:
             return self._forward(step)
         recording.static.fill(step)
-        self._last = recording, shape.sequences
+        self._last = recording, shape.logits
         return self._replay(*self._last)
 
-    def _replay(self, recording: Recording, sequences: int) -> Outcome:
+    def _replay(self, recording: Recording, rows: int) -> Outcome:
         recording.replay()
         self.replayed += 1
-        return recording.outcome.first(sequences)
+        return recording.outcome.first(rows)
 
     def _recording(self, step: StepShape) -> Recording | None:
         size = self._sizes.holding(replace(step, drawn=False))
@@ -109,8 +114,13 @@ class CudaGraphs(GraphBackend):
         return found
 
     def _why_eager(self, step: StepShape) -> str:
-        if step.kind == "decode":
+        mixed = self._sizes.largest("mixed") is not None
+        if step.kind == "decode" and not mixed:
             return f"of more than {self._sizes.largest('decode')} sequences"
+        if step.logits > step.sequences:
+            return "that want several rows of logits a sequence"
+        if mixed:
+            return "of more or longer prompts"
         if self._sizes.largest("prompts") is None:
             return "that do more than decode"
         return "of prompts beside decodes" if step.kind == "mixed" else "of more or longer prompts"
@@ -158,7 +168,7 @@ class CudaGraphs(GraphBackend):
         recorded: Counter[tuple[str, bool]] = Counter((shape.kind, shape.drawn) for shape in self._recorded)
         kinds = [
             f"{recorded[kind, False]} of {len(sizes)} {name} ({_listed(sizes)})"
-            for kind, name in (("decode", "sizes of decode steps"), ("prompts", "sizes of prompts, in tokens by sequences"))
+            for kind, name in KINDS.items()
             if (sizes := [shape for shape in self._sizes.shapes if shape.kind == kind])
         ]
         line = f"CUDA graphs, recorded {'when first wanted' if self._lazily else 'at the start'}: {', '.join(kinds)}"
@@ -176,7 +186,14 @@ class CudaGraphs(GraphBackend):
 
 
 def _listed(shapes: list[StepShape]) -> str:
-    return " ".join(f"{shape.tokens}x{shape.sequences}" if shape.kind == "prompts" else str(shape.tokens) for shape in shapes)
+    return " ".join(_written(shape) for shape in shapes)
+
+
+def _written(shape: StepShape) -> str:
+    if shape.kind == "decode":
+        return str(shape.tokens)
+    prompts = f"{shape.tokens - shape.decodes}x{shape.sequences - shape.decodes}"
+    return f"{prompts}+{shape.decodes}" if shape.kind == "mixed" else prompts
 
 
 def _not_recordable() -> UserError:

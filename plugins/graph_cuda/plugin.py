@@ -11,18 +11,22 @@ from core.hookspecs import hookimpl
 from core.interfaces.rules import Condition, Fact, Remedy, Rule
 from core.offers import Alias, Context, GraphBackendOffer, RulesOffer, Section
 from graph_cuda.config import CHOOSES, WITHOUT_EFFECT, mistakes_in, settings_of
-from graph_cuda.sizes import LARGEST, Sizes, decode_sizes, prompt_sizes
+from graph_cuda.sizes import LARGEST, Sizes, decode_sizes, mixed_sizes, prompt_sizes
 
 if TYPE_CHECKING:
     from core.interfaces.graph import GraphBackend
 
 OURS = "settings.graph_cuda."
 EAGERLY = Remedy("run steps eagerly: drop --use-cudagraph, or --plugins graph_cuda", {"plugins-": ["graph_cuda"]})
+MIXED_SCOPE = Remedy("record steps with chunks and cached prefixes: --graph-cuda-scope mixed", {"graph_cuda.scope": "mixed"})
 DECODE_SCOPE = Remedy("record decode steps alone: --graph-cuda-scope decode", {"graph_cuda.scope": "decode"})
 
 
 class GraphSettings(Section, frozen=True):
-    scope: Literal["decode", "full"] = Field("decode", description="record decode steps, or steps of whole prompts as well")
+    scope: Literal["decode", "full", "mixed"] = Field(
+        "decode",
+        description="record decode steps; steps of whole prompts as well; or any step, with chunks and cached prefixes",
+    )
     capture_sizes: tuple[int, ...] = Field(
         (), description="numbers of decoding sequences to record a step for; default: what default_sizes says"
     )
@@ -35,6 +39,7 @@ class GraphSettings(Section, frozen=True):
     shared_pool: bool = Field(True, description="recordings share their memory, since one runs at a time")
     prefill_sequences: tuple[int, ...] = Field((1, 2, 4, 8), description="full scope: numbers of prompts to record steps for")
     prefill_tokens: int = Field(512, ge=1, description="full scope: tokens of the largest recorded step of prompts")
+    mixed_tokens: int = Field(8192, ge=1, description="mixed scope: tokens of prompts in the largest recorded step")
     graph_opt_level: Literal[0, 1, 2] = Field(0, description="FastDeploy's; no level compiles anything here")
     graph_optimization_config: dict[str, Any] = Field(
         {}, description="FastDeploy's JSON object; its keys set the settings of this plugin"
@@ -103,7 +108,7 @@ FULL_WITH_CHUNKS = Rule(
     ),
     reason="the scheduler {chosen.scheduler} may compute a prompt over several steps, and a recorded step of prompts attends "
     "to nothing before the step",
-    remedies=(DECODE_SCOPE, Remedy("compute prompts whole: --scheduler whole, and drop --enable-chunked-prefill")),
+    remedies=(DECODE_SCOPE, MIXED_SCOPE, Remedy("compute prompts whole: --scheduler whole, and drop --enable-chunked-prefill")),
 )
 
 FULL_WITH_PREFIXES = Rule(
@@ -111,7 +116,7 @@ FULL_WITH_PREFIXES = Rule(
     when=(Condition(f"{OURS}scope", "==", "full"), Condition("chosen.cache_policy", "!=", "private")),
     reason="under the cache policy {chosen.cache_policy} a prompt may begin in cached pages, and a recorded step of prompts "
     "attends to nothing before the step",
-    remedies=(DECODE_SCOPE, Remedy("share no KV pages: --no-enable-prefix-caching", {"cache_policy": "private"})),
+    remedies=(DECODE_SCOPE, MIXED_SCOPE, Remedy("share no KV pages: --no-enable-prefix-caching", {"cache_policy": "private"})),
 )
 
 WITH_RANKS = Rule(
@@ -144,8 +149,8 @@ def _without_effect(key: str, reason: str) -> Rule:
 def _of_prompts(key: str) -> Rule:
     return Rule(
         id=f"graph-config-{key.replace('_', '-')}",
-        when=(Condition(f"{OURS}graph_optimization_config", "contains", key), Condition(f"{OURS}scope", "==", "decode")),
-        reason=f"{key} of graph_optimization_config has no effect: steps of prompts are not recorded in decode scope",
+        when=(Condition(f"{OURS}graph_optimization_config", "contains", key), Condition(f"{OURS}scope", "!=", "full")),
+        reason=f"{key} of graph_optimization_config has no effect: steps of whole prompts are recorded in full scope alone",
         remedies=(Remedy(f"drop {key}"), Remedy("--graph-cuda-scope full", {"graph_cuda.scope": "full"})),
         severity="warning",
     )
@@ -165,11 +170,12 @@ RULES = (
 
 def sizes_of(section: GraphSettings, settings: Mapping[str, Any]) -> Sizes:
     sequences = settings["max_num_seqs"]
-    prompts: tuple[tuple[int, int], ...] = ()
+    decode, budget = decode_sizes(section.capture_sizes, section.default_sizes, sequences), settings["max_num_batched_tokens"]
     if section.scope == "full":
-        longest = min(section.prefill_tokens, settings["max_num_batched_tokens"])
-        prompts = prompt_sizes(longest, section.prefill_sequences, sequences)
-    return Sizes(decode_sizes(section.capture_sizes, section.default_sizes, sequences), prompts)
+        return Sizes(decode, prompt_sizes(min(section.prefill_tokens, budget), section.prefill_sequences, sequences))
+    if section.scope == "mixed":
+        return Sizes(decode, mixed=mixed_sizes(min(section.mixed_tokens, budget), sequences))
+    return Sizes(decode)
 
 
 GRAPH_BYTES = Fact("memory.graph_bytes", int, "estimate of what CUDA graphs take beside all else; None where there are none")

@@ -92,8 +92,8 @@ def test_keys_that_mean_nothing_are_told():
         "full_cuda_graph of graph_optimization_config has no effect: a step is always recorded whole, attention included, "
         "and never in pieces",
         "sot_warmup_sizes of graph_optimization_config has no effect: no Python is traced",
-        "max_capture_shape_prefill of graph_optimization_config has no effect: steps of prompts are not recorded in decode "
-        "scope",
+        "max_capture_shape_prefill of graph_optimization_config has no effect: steps of whole prompts are recorded in "
+        "full scope alone",
     ]
     assert {warning.where for warning in plan.warnings[1:3]} == {"--graph-optimization-config"}
 

@@ -11,19 +11,20 @@ from core.models.decoder import Decoder
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
 from core.testing.recording import FixedShapes, RecordingFake
 from graph_cuda.graphs import CudaGraphs
-from graph_cuda.sizes import Sizes, decode_sizes, prompt_sizes
+from graph_cuda.sizes import Sizes, decode_sizes, mixed_sizes, prompt_sizes
 
 DECODE = (1, 2, 4)
 PROMPTS = ((16, 1), (16, 2), (32, 1), (32, 2))
+MIXED = ((8, 2, 2), (8, 2, 4), (32, 3, 4))
 
 
 class Run:
     """An engine in miniature, twice over equal weights and pages: one eager, one through the graphs."""
 
-    def __init__(self, *, decode=DECODE, prompts=(), room=None, backend=FixedShapes, **how):
+    def __init__(self, *, decode=DECODE, prompts=(), mixed=(), room=None, backend=FixedShapes, **how):
         self.recorder = RecordingFake(room)
         how = {"lazily": False, "warmups": 2, "shared_pool": True} | how
-        self.graphs = CudaGraphs(Sizes(decode, prompts), self.recorder, **how)
+        self.graphs = CudaGraphs(Sizes(decode, prompts, mixed), self.recorder, **how)
         self.launched = 0
         spec = tiny_spec()
         self.backend = backend("cpu", "float32", 1)
@@ -37,14 +38,14 @@ class Run:
         self.launched += 1
         return Outcome(self.decoder.forward(step, self.kvs[1]))
 
-    def __call__(self, work):
+    def __call__(self, work, logits="last"):
         """The logits through the graphs, which have been found equal to the eager ones, as have all pages."""
-        batch = self.paged.step(work)
+        batch = self.paged.step(work, logits=logits)
         upload = self.backend.upload
         expected = self.decoder.forward(upload(batch, self.spec, self.kvs[0]), self.kvs[0])
         found = self.prepared(upload(batch, self.spec, self.kvs[1])).logits
         assert found.shape == expected.shape
-        assert (found - expected).abs().max() < 1e-5
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
         for eager, graphed in zip(*((*kv.keys, *kv.values) for kv in self.kvs), strict=True):
             assert (eager[:24] - graphed[:24]).abs().max() < 1e-5, "padding wrote into a page, or a token did not"
         return found.numpy()
@@ -52,11 +53,11 @@ class Run:
 
 class TestDecodeScope(testing.GraphBackendContract):
     tolerance = 1e-5  # a static step sums attention over whole page tables
-    prompts = ()
+    prompts = mixed = ()
     how = {"lazily": False, "warmups": 1, "shared_pool": True}
 
     def make(self):
-        return CudaGraphs(Sizes(DECODE, self.prompts), RecordingFake(), **self.how)
+        return CudaGraphs(Sizes(DECODE, self.prompts, self.mixed), RecordingFake(), **self.how)
 
     def backend(self):
         return FixedShapes("cpu", "float32", 1)
@@ -64,6 +65,10 @@ class TestDecodeScope(testing.GraphBackendContract):
 
 class TestFullScope(TestDecodeScope):
     prompts = PROMPTS
+
+
+class TestMixedScope(TestDecodeScope):
+    mixed = MIXED
 
 
 class TestLazily(TestFullScope):
@@ -177,6 +182,48 @@ def test_full_scope_runs_other_prompts_eagerly_and_says_so():
     )
 
 
+def test_mixed_scope_replays_prompts_chunks_and_decodes_beside_each_other():
+    run = begun(4, mixed=MIXED)
+    before = run.recorder.replays
+    run({0: [5], 4: [1, 2, 3]})
+    run({4: [6] * 5, 1: [7], 5: [1]})  # goes on behind pages that are there
+    run({number: [8] for number in range(3)} | {6: [9] * 20, 7: [10] * 12})
+    run({8: [1] * 32})
+    run({9: [2], 10: [3]})  # prompts of a token each
+    run({number: [4] for number in range(4)})
+    assert (run.launched, run.recorder.replays - before) == (0, 6)
+
+
+def test_mixed_scope_replays_what_wants_no_logits_and_runs_eagerly_what_wants_many():
+    run = begun(2, mixed=MIXED)
+    run({0: [5], 3: [1] * 5}, logits="none")
+    assert run.launched == 0
+    run({0: [5], 3: [1] * 8}, logits="all")
+    run({4: [1] * 33})
+    run({number: [5, 6] for number in range(10, 14)})
+    assert run.launched == 3
+    assert run.graphs.describe().endswith(
+        "3 run eagerly (2 of more or longer prompts, 1 that want several rows of logits a sequence)"
+    )
+
+
+def test_mixed_scope_pads_to_the_fewest_tokens():
+    sizes = Sizes((1, 2), mixed=MIXED)
+
+    def padded(tokens, sequences, decodes, rows=None):
+        shape = sizes.holding(StepShape("mixed", tokens, sequences, decodes=decodes, rows=sequences if rows is None else rows))
+        return shape and (shape.tokens, shape.sequences, shape.decodes)
+
+    assert padded(10, 4, 2) == (10, 4, 2)
+    assert padded(5, 4, 3) == (12, 6, 4)
+    assert padded(9, 2, 0) == (36, 7, 4)
+    assert padded(9, 5, 4, rows=6) == (12, 6, 4)
+    assert padded(9, 5, 4, rows=7) == (36, 7, 4)
+    assert padded(37, 5, 4) is padded(20, 8, 4) is None
+    assert sizes.holding(StepShape("decode", 2, 2)) == StepShape("decode", 2, 2)
+    assert sizes.holding(StepShape("decode", 3, 3)).decodes == sizes.holding(StepShape("prompts", 8, 2)).decodes * 2 == 4
+
+
 def test_a_step_is_padded_as_little_as_can_be():
     sizes = Sizes((1, 2, 4, 8), prompt_sizes(64, (1, 2, 4), 8))
 
@@ -256,6 +303,14 @@ def test_given_sizes_are_taken_as_far_as_the_server_goes():
     assert decode_sizes((8, 1, 4), "small_exact", 128) == (1, 4, 8)
     assert decode_sizes((1, 64, 600), "small_exact", 32) == (1, 32)
     assert decode_sizes((600,), "small_exact", 1000) == (600,)
+
+
+def test_mixed_sizes_have_room_for_short_prompts_and_for_all_that_decode():
+    assert mixed_sizes(100, 3) == ((32, 3, 3), (64, 3, 3), (100, 3, 3))
+    sizes = mixed_sizes(2048, 256)
+    assert sorted({tokens for tokens, _, _ in sizes}) == [32, 64, 128, 256, 512, 768, 1024, 1536, 2048]
+    assert {decodes for _, _, decodes in sizes} == {8, 64, 256}
+    assert {(tokens, number) for tokens, number, _ in sizes if tokens in (32, 1024)} == {(32, 4), (1024, 64)}
 
 
 def test_prompts_double_up_to_the_longest():

@@ -21,23 +21,24 @@ MODEL = "random:ernie-4.5-0.3b"
 PAGES = 1024
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 PROMPTS = ((64, 1), (64, 4), (256, 4))
+MIXED = ((64, 4, 8), (512, 8, 8), (512, 8, 32))
 
 
-def graphs(decode, prompts=(), *, lazily=False):
+def graphs(decode, prompts=(), mixed=(), *, lazily=False):
     from graph_cuda.cuda import TorchCuda
 
-    return CudaGraphs(Sizes(decode, prompts), TorchCuda(), lazily=lazily, warmups=2, shared_pool=True)
+    return CudaGraphs(Sizes(decode, prompts, mixed), TorchCuda(), lazily=lazily, warmups=2, shared_pool=True)
 
 
 class TestContract(testing.GraphBackendContract):
     """Of a decoder in miniature, in float32. A padded step multiplies more rows, which another kernel may do."""
 
     tolerance = 1e-4
-    prompts = ()
+    prompts = mixed = ()
     lazily = False
 
     def make(self):
-        return graphs((1, 2, 4), self.prompts, lazily=self.lazily)
+        return graphs((1, 2, 4), self.prompts, self.mixed, lazily=self.lazily)
 
     def backend(self):
         from core.compute.torch_backend.triton.backend import TritonBackend
@@ -47,6 +48,10 @@ class TestContract(testing.GraphBackendContract):
 
 class TestContractOfFullScope(TestContract):
     prompts = ((16, 1), (16, 2), (64, 2))
+
+
+class TestContractOfMixedScope(TestContract):
+    mixed = ((8, 2, 2), (32, 3, 4))
 
 
 class TestContractLazily(TestContractOfFullScope):
@@ -63,10 +68,10 @@ def decoder():
 class Replayed:
     """The real shape: every step through the graphs, then its static step eagerly, then as it was uploaded."""
 
-    def __init__(self, decoder, prompts=()):
+    def __init__(self, decoder, prompts=(), mixed=()):
         backend, spec = decoder.backend, decoder.spec
         self.decoder, self.kv, self.paged = decoder, backend.kv_cache(spec, PAGES, 64), PagedSequences(PAGES, 64)
-        self.graphs = graphs(SIZES, prompts)
+        self.graphs = graphs(SIZES, prompts, mixed)
 
         def forward(step):
             return Outcome(decoder.forward(step, self.kv))
@@ -115,6 +120,24 @@ def test_prompts_replay_bit_for_bit_in_full_scope(decoder):
     assert run({number: [3] for number in range(6)})[0] is True
 
 
+def test_prompts_chunks_and_decodes_replay_bit_for_bit_in_mixed_scope(decoder):
+    run, random = Replayed(decoder, mixed=MIXED), np.random.default_rng(1)
+
+    def some(length):
+        return random.integers(0, 1000, length).tolist()
+
+    for work in (
+        {0: some(200), 1: some(64), 2: some(1), 3: some(1)},
+        {0: some(1), 4: some(60), 1: some(2)},
+        {4: some(400), 2: some(1), 1: some(1)},
+        {5: some(300), 4: some(100), **{number: some(1) for number in range(4)}},
+        {number: some(10) for number in range(6, 14)},
+        {14: some(30), **{number: some(1) for number in range(14)}},
+    ):
+        assert run(work)[0], {sequence: len(tokens) for sequence, tokens in work.items()}
+    assert run({20: some(513)})[0] is False
+
+
 def tokens(prompts, rounds=1, **settings):
     """Greedy tokens of a whole engine, and how its steps were launched."""
     from core.engine.runner import log
@@ -150,6 +173,17 @@ def test_a_whole_engine_gives_the_same_tokens_with_cached_prefixes():
     assert graphed == eager
     assert any("of decode steps" in line and " 0 steps replayed" in line for line in how)
     assert any("94 steps replayed" in line for line in how), how  # of each round of 48, all but the prompts'
+
+
+def test_a_whole_engine_gives_the_same_tokens_in_mixed_scope_with_chunks_and_cached_prefixes():
+    """In float32: every step is replayed, in a size that holds it."""
+    how = {"dtype": "float32", "enable_prefix_caching": True, "enable_chunked_prefill": True, "max_num_batched_tokens": 512}
+    asked = prompts(12, 5)
+    eager, _, _ = tokens(asked, 2, **how)
+    graphed, cached, lines = tokens(asked, 2, **how, use_cudagraph=True, graph_cuda={"scope": "mixed"})
+    assert graphed == eager
+    assert cached >= 12 * 128
+    assert any(" 0 run eagerly" in line and " 0 steps replayed" not in line for line in lines), lines
 
 
 def test_a_whole_engine_gives_the_same_tokens_in_full_scope_and_padded():

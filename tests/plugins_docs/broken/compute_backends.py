@@ -461,7 +461,7 @@ class WithStaticSteps(Numpy):
         return step
 
     def static_step(self, shape, spec, kv):
-        return None if shape.kind == "mixed" else self.static(shape, spec, kv.page_size)
+        return self.static(shape, spec, kv.page_size)
 
 
 class TestSoundWithStaticSteps(Contract):
@@ -480,13 +480,16 @@ class TestFillsAStaticStepOnce(Contract):
                     super().fill(step)
 
 
-class TestRecordsMixedSteps(Contract):
+class TestAttendsToTheStepAloneInMixedSteps(Contract):
     __test__ = True
     caught_by = "test_static_steps_are_what_they_are_filled_with"
 
     class implementation(WithStaticSteps):
-        def static_step(self, shape, spec, kv):
-            return Static(shape, spec, kv.page_size)
+        class static(Static):
+            def fill(self, step):
+                super().fill(step)
+                if self.shape.kind == "mixed":
+                    self.batch = replace(self.batch, context_lens=np.diff(self.batch.query_starts).astype(np.int32))
 
 
 class Following(WithStaticSteps):

@@ -91,8 +91,6 @@ class TritonBackend(TorchBackend):
         return step.sampling if step.num_logits else None
 
     def static_step(self, shape: StepShape, spec: DecoderSpec, kv: KVCache) -> TritonStaticStep | None:
-        if shape.kind == "mixed":
-            return None
         pages = min(kv.num_pages, -(-spec.max_positions // kv.page_size))
         return TritonStaticStep(shape, pages, kv.page_size, queries_in_tile(spec, self._target.dtype), self._target.device)
 

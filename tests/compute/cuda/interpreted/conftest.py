@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from triton.runtime import interpreter
 
@@ -29,3 +30,10 @@ def few_programs(monkeypatch):
     """For whole models: the interpreter takes its time for each program, not for what is in it. test_few_rows has every way."""
     monkeypatch.setattr(backend, "tiling", lambda role, tokens, *_: Tiling(16, 64, 64, dot=True) if tokens <= 16 else None)
     monkeypatch.setattr(static, "PROGRAMS", 2)
+
+
+@pytest.fixture
+def padding_may_be_anything():
+    """The interpreter computes with it in numpy, which warns of what overflows."""
+    with np.errstate(all="ignore"):
+        yield

@@ -10,7 +10,7 @@ from core.interfaces.graph import StepShape
 from core.models.decoder import Decoder
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
 
-pytestmark = pytest.mark.usefixtures("few_programs")
+pytestmark = pytest.mark.usefixtures("few_programs", "padding_may_be_anything")
 FIELDS = ("token_ids", "positions", "slots", "context_lens", "query_starts")
 
 
@@ -25,7 +25,7 @@ def test_an_uploaded_step_is_the_batch():
     pages = batch.page_table.shape[1]
     assert step.page_table[:, :pages].tolist() == batch.page_table.tolist()
     assert step.tiles.tolist() == [[2, 2], [2, 34], [2, 66], [3, 72]]
-    assert (step.shape, step.num_logits) == (StepShape("mixed", 77, 4), 4)
+    assert (step.shape, step.num_logits) == (StepShape("mixed", 77, 4, decodes=2, rows=4), 4)
 
 
 def test_decodes_have_no_list_of_rows():
@@ -35,12 +35,6 @@ def test_decodes_have_no_list_of_rows():
     assert (step.logit_rows, step.num_logits, len(step.tiles)) == (None, 2, 0)
 
 
-@pytest.fixture(autouse=True)
-def padding_may_be_anything():
-    with np.errstate(all="ignore"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model():
     spec = tiny_spec(num_layers=1)
@@ -48,12 +42,16 @@ def model():
     return spec, backend, Decoder.load(spec, random_weights(spec).values(), backend)
 
 
-@pytest.mark.parametrize("kind", ["prompts", "decode"])
+@pytest.mark.parametrize("kind", ["prompts", "decode", "mixed"])
 def test_a_static_step_gives_what_the_step_gives_and_leaves_other_pages_alone(model, kind):
     spec, backend, decoder = model
     kv, paged = backend.kv_cache(spec, 40, 8), PagedSequences(40, 8)
-    if kind == "prompts":
-        works = [{0: [1, 2, 3], 1: list(range(41))}, {2: [7]}]
+    if kind == "mixed":
+        decoder.forward(backend.upload(paged.step({0: [1] * 30, 1: [5, 6], 2: [8] * 9}), spec, kv), kv)
+        works = [{0: [3], 1: [4] * 34, 3: [5] * 3}, {2: [7], 0: [5] * 2, 1: [6]}, {4: [9] * 40}, {2: [1]}, {5: [1], 6: [2]}]
+        static = backend.static_step(StepShape("mixed", 48, 6, decodes=3, rows=6), spec, kv)
+    elif kind == "prompts":
+        works = [{0: [1, 2, 3], 1: list(range(41))}, {2: [7]}, {3: [8], 4: [9]}]
         static = backend.static_step(StepShape("prompts", 48, 3), spec, kv)
     else:
         decoder.forward(backend.upload(paged.step({0: [1] * 30, 1: [5, 6], 2: [8] * 9}), spec, kv), kv)
@@ -64,7 +62,7 @@ def test_a_static_step_gives_what_the_step_gives_and_leaves_other_pages_alone(mo
         step = backend.upload(batch, spec, kv)
         assert static.shape.holds(step.shape)
         static.fill(step)
-        for name in FIELDS:
+        for name in FIELDS if kind != "mixed" else ():
             held, given = getattr(static, name), getattr(batch, name)
             assert held[: len(given)].tolist() == given.tolist()
         before = kv._memory.clone()
@@ -75,13 +73,29 @@ def test_a_static_step_gives_what_the_step_gives_and_leaves_other_pages_alone(mo
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_a_new_static_step_writes_nowhere_and_mixed_ones_are_not_to_be_had(model):
+def test_a_mixed_step_has_its_padding_behind_what_decodes_and_behind_the_rest(model):
+    spec, backend, _ = model
+    kv, paged = backend.kv_cache(spec, 40, 8), PagedSequences(40, 8)
+    paged.step({0: [1] * 3, 1: [2] * 9})
+    batch = paged.step({0: [3], 1: [4] * 2, 2: [5] * 33})
+    static = backend.static_step(StepShape("mixed", 43, 6, decodes=3, rows=6), spec, kv)
+    static.fill(backend.upload(batch, spec, kv))
+    assert static.token_ids.tolist() == [3, 0, 0, *[4] * 2, *[5] * 33, *[0] * 5]
+    assert static.slots[[1, 2, 38, 42]].tolist() == [-1] * 4
+    assert static.context_lens.tolist() == [4, 0, 0, 11, 33, 0]
+    assert static.query_starts.tolist() == [0, 1, 2, 3, 5, 38, 38]
+    assert static.tiles.tolist() == [[3, 3], [4, 5], [4, 21], [4, 37], [-1, -1]]
+    assert static.logit_rows.tolist() == [0, 4, 37, 0, 0, 0]
+    assert [row[0] for row in static.page_table[[0, 3, 4]].tolist()] == batch.page_table[:, 0].tolist()
+
+
+def test_a_new_static_step_writes_nowhere(model):
     spec, backend, decoder = model
     kv = backend.kv_cache(spec, 8, 8)
-    for shape in (StepShape("decode", 2, 2), StepShape("prompts", 9, 2)):
+    shapes = StepShape("decode", 2, 2), StepShape("prompts", 9, 2), StepShape("mixed", 9, 2, decodes=1, rows=2)
+    for shape in shapes:
         assert decoder.forward(backend.static_step(shape, spec, kv), kv).shape == (2, spec.vocab)
     assert not np.any(kv._memory.numpy())
-    assert backend.static_step(StepShape("mixed", 4, 2), spec, kv) is None
 
 
 def test_a_step_has_its_sampling_parameters_and_follows_the_tokens_before(model):
