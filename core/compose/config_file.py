@@ -5,6 +5,7 @@ A file whose name ends in .yaml or .yml is YAML, as other servers have it.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ class ConfigFile:
 
 def read_config_file(path: str, origin: str) -> ConfigFile:
     """:raises UserError: when it is not there, or neither TOML nor YAML as its name says; with the line."""
+    if not path:
+        raise UserError.of(f"{origin} names no config file: it is empty", origin, f"{origin} FILE, or leave it out")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError.of(f"the config file {path} cannot be read: {error.strerror}", origin, "check the path") from None
     except UnicodeDecodeError:
@@ -52,11 +55,19 @@ def read_config_file(path: str, origin: str) -> ConfigFile:
         return ConfigFile(path, *read_yaml(text, path))
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UserError.of(f"the config file {path} is nested too deeply", path) from None
+    except ValueError as error:
         found = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error))
         what, where = (found[1], f"{path}:{found[2]}") if found else (str(error), path)
-        raise UserError.of(f"the config file {path} is not TOML: {what[0].lower() + what[1:]}", where) from None
+        raise UserError.of(
+            f"the config file {path} is not TOML: {what[0].lower() + what[1:]}", where, *_other_name(path)
+        ) from None
     return ConfigFile(path, values, key_lines(text))
+
+
+def _other_name(path: str) -> tuple[str, ...]:
+    return () if path.lower().endswith(".toml") else ("if it is YAML, or JSON, give it a name that ends in .yaml",)
 
 
 def key_lines(text: str) -> dict[Key, int]:

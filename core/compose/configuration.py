@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from reprlib import Repr
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,12 +12,21 @@ from pydantic import BaseModel, ValidationError
 from core.compose.first_pass import FirstPass, plugin_names
 from core.compose.readers import LEVELS, unknown_key
 from core.compose.settings import CoreSettings
-from core.compose.vocabulary import ALSO_PLUGIN, Key, Remark, Said, Vocabulary
+from core.compose.vocabulary import ALSO_PLUGIN, Key, Remark, Said, Vocabulary, is_number, is_secret
 from core.errors import Problem, UserError
 from core.plugin_manager import PluginManager
 from core.suggest import did_you_mean
 
 LISTS = ("plugins", "without")
+LONGEST_SHOWN = 200  # characters of a value that a message repeats
+
+WORDED = {
+    "tuple_type": "input should be a list",
+    "list_type": "input should be a list",
+    "dict_type": "input should be a table; a flag or a variable gives one as JSON",
+    "model_type": "input should be a table; a flag or a variable gives one as JSON",
+}
+"""What pydantic says in words of Python, by the kind of mistake."""
 
 
 @dataclass
@@ -96,15 +106,15 @@ def read(first: FirstPass, manager: PluginManager) -> Configuration:
                 other = said.setdefault(each.key, each)
                 levels[each.origin] = height
                 if other.value != each.value and other.origin == each.origin:
-                    remarks.append(_repeated(other, each))
+                    remarks.append(_repeated(other, each, vocabulary))
                     said[each.key] = each
                 elif other.value != each.value:
-                    problems.append(_contradiction(other, each))
+                    problems.append(_contradiction(other, each, vocabulary))
         overruled = [vocabulary.chosen_by(given[key]) for key in said if key in given]
         refused = [no for no in refused if no not in overruled]
         given.update(said)
         clashes = [no for no in refused if no.key in said and said[no.key].value == no.value]
-        problems += [_contradiction(said[no.key], no) for no in clashes]
+        problems += [_contradiction(said[no.key], no, vocabulary) for no in clashes]
     for name in LISTS:
         if (name,) in given:
             said_list = given[(name,)]
@@ -133,12 +143,17 @@ def validated(model: type[BaseModel], said: Mapping[str, Said], prefix: str = ""
     """The model's fields by name, and a problem for each value it does not take; those fields keep their defaults."""
     values = {name: each.value for name, each in said.items()}
     problems: list[Problem] = []
+    for name, each in said.items():
+        if isinstance(each.value, bool) and is_number(model.model_fields[name].annotation):
+            problems.append(Problem(f"{prefix}{name} = {each.value}: input should be a number", each.origin))
+            del values[name]
+    secret = {name for name, info in model.model_fields.items() if is_secret(info.annotation)}
     while True:
         try:
             instance = model.model_validate(values)
         except ValidationError as error:
             wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]} & set(values)
-            problems += [_mistake(detail, said, prefix) for detail in error.errors()]
+            problems += [_mistake(detail, said, prefix, secret) for detail in error.errors()]
             if not wrong:  # the values disagree with each other, or the model with its own defaults
                 return {}, problems
             values = {name: value for name, value in values.items() if name not in wrong}
@@ -146,9 +161,9 @@ def validated(model: type[BaseModel], said: Mapping[str, Said], prefix: str = ""
             return {name: getattr(instance, name) for name in model.model_fields}, problems
 
 
-def _mistake(detail: Any, said: Mapping[str, Said], prefix: str) -> Problem:
+def _mistake(detail: Any, said: Mapping[str, Said], prefix: str, secret: Set[str]) -> Problem:
     path = [str(part) for part in detail["loc"]]
-    text = str(detail["msg"])
+    text = WORDED.get(detail["type"]) or str(detail["msg"])
     if detail["type"] == "value_error":
         text = str(detail.get("ctx", {}).get("error", text))
     text = text[:1].lower() + text[1:]
@@ -161,22 +176,35 @@ def _mistake(detail: Any, said: Mapping[str, Said], prefix: str) -> Problem:
     if detail["type"] == "literal_error":
         expected = detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
         near = did_you_mean(str(detail["input"]), [word.strip("'") for word in expected])
-    return Problem(f"{prefix}{path[0]} = {_shown(detail['input'])}: {text}{near}", origin)
+    shown = "***" if path[0] in secret else _shown(detail["input"])
+    return Problem(f"{prefix}{path[0]} = {shown}: {text}{near}", origin)
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+    """What a message repeats of a value: also of one that a file of few lines makes larger than memory (YAML's aliases)."""
+    if not isinstance(value, str | list | tuple | dict):
+        return str(value)
+    shortened = Repr()
+    shortened.maxlevel, shortened.maxstring = 3, LONGEST_SHOWN
+    return shortened.repr(value)
 
 
-def _repeated(first: Said, last: Said) -> Problem:
-    what = f"{last.origin} is given twice: {last.value!r}, which comes last, is taken, and not {first.value!r}"
-    return Problem(what, "", ("keep one of them",))
+def _shown_of(said: Said, vocabulary: Vocabulary) -> str:
+    setting = vocabulary.settings.get(said.key)
+    return "***" if setting is not None and setting.is_secret else _shown(said.value)
 
 
-def _contradiction(one: Said, other: Said) -> Problem:
-    what = f"not {other.value!r}" if other.refused else repr(other.value)
+def _repeated(first: Said, last: Said, vocabulary: Vocabulary) -> Problem:
+    taken, dropped = _shown_of(last, vocabulary), _shown_of(first, vocabulary)
     return Problem(
-        f"{one.name} is said to be {one.value!r} and {what}",
+        f"{last.origin} is given twice: {taken}, which comes last, is taken, and not {dropped}", "", ("keep one of them",)
+    )
+
+
+def _contradiction(one: Said, other: Said, vocabulary: Vocabulary) -> Problem:
+    shown = _shown_of(other, vocabulary)
+    return Problem(
+        f"{one.name} is said to be {_shown_of(one, vocabulary)} and {'not ' if other.refused else ''}{shown}",
         f"{one.origin}, {other.origin}",
         (f"drop {one.origin} or {other.origin}",),
     )

@@ -46,9 +46,9 @@ def first_pass(
         path, origin = flags[0], "--config"
         if len(flags) > 1:
             raise UserError.of(f"--config is given twice, with {flags[0]!r} and {flags[1]!r}", "", "keep one of them")
-    if overrides.get("config"):
+    if overrides.get("config") is not None:
         path, origin = str(overrides["config"]), "LLM(config=...)"
-    file = read_config_file(path, origin) if path and not actions & {"--version"} else None
+    file = read_config_file(path, origin) if path is not None and not actions & {"--version"} else None
     without: Any = overrides.get("without") or _values_of("--without", tokens) or env.get(f"{PREFIX}WITHOUT")
     if without is None or without == []:
         without = file.values.get("without", ()) if file else ()

@@ -9,7 +9,7 @@ from typing import Any
 from core.compose.actions import ACTIONS
 from core.compose.first_pass import FirstPass
 from core.compose.settings import PREFIX, CoreSettings
-from core.compose.vocabulary import Key, Remark, Said, Vocabulary
+from core.compose.vocabulary import ON_OR_OFF, Key, Remark, Said, Setting, Vocabulary
 from core.errors import Problem
 from core.plugin_manager import Plugin
 from core.suggest import did_you_mean, nearest
@@ -33,10 +33,11 @@ def _said_by_name(
     word, given = vocabulary.spelled(name, value)
     setting = vocabulary.settings.get((name,))
     if setting is not None and not (word is not None and word.foreign):
-        yield Said((name,), setting.decode(value) if setting.is_list and isinstance(value, str) else value, origin((name,)))
+        yield Said((name,), _listed(setting, value), origin((name,)))
     elif isinstance(value, Mapping) and (word is None or vocabulary.manager.get(name) is not None):
         for key, inner in value.items():
-            yield Said((name, str(key)), inner, origin((name, str(key))))
+            of_table = vocabulary.settings.get((name, str(key)))
+            yield Said((name, str(key)), _listed(of_table, inner), origin((name, str(key))))
         if not value and vocabulary.manager.get(name) is None:
             yield unknown_key(Said((name,), value, origin((name,))), vocabulary)
     elif word is not None:
@@ -47,6 +48,11 @@ def _said_by_name(
         yield Said((name,), value, origin((name,)))
     elif value is not False:
         yield vocabulary.unknown(flag, origin((name,)))
+
+
+def _listed(setting: Setting | None, value: Any) -> Any:
+    """A list may be one text with commas in files and calls too."""
+    return setting.decode(value) if setting is not None and setting.is_list and isinstance(value, str) else value
 
 
 def _said_in_environment(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
@@ -105,8 +111,10 @@ def _said_in_our_variables(ours: Mapping[str, str], vocabulary: Vocabulary) -> I
 def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | Problem | Remark]:
     tokens = list(first.argv)
     lists: dict[Key, Said] = {}
+    after, switch = "", ""  # the flag before, where it takes no value; this one
     while tokens:
         token = tokens.pop(0)
+        after, switch = switch, ""
         name, equals, inline = token.partition("=") if token.startswith("--") else (token, "", "")
         value = inline if equals else None
         if token in ACTIONS or token == "-h":
@@ -121,10 +129,11 @@ def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | 
         if name == "--config":
             continue
         if word is None:
-            yield from _no_flag(name, vocabulary)
+            yield from _no_flag(name, after, vocabulary)
             if name.startswith("-") and value is None and tokens and not tokens[0].startswith("-"):
                 tokens.pop(0)  # most likely its value; a second complaint would not help
             continue
+        switch = name if value is None else ""
         said = word.say(value, name)
         if isinstance(said, Said) and word.setting is not None and word.setting.is_list and isinstance(said.value, list):
             before = lists.get(said.key)
@@ -134,9 +143,11 @@ def _said_in_flags(first: FirstPass, vocabulary: Vocabulary) -> Iterable[Said | 
     yield from lists.values()
 
 
-def _no_flag(name: str, vocabulary: Vocabulary) -> Iterable[Problem]:
+def _no_flag(name: str, after: str, vocabulary: Vocabulary) -> Iterable[Problem]:
     if name.startswith("-"):
         yield vocabulary.unknown(name, name)
+    elif after and name.casefold() in ON_OR_OFF:
+        yield Problem(f"{name!r} is no flag, and {after} takes no value behind a space", "", (f"{after}={name}",))
     else:
         yield Problem(f"{name!r} is no flag", "", (f"if it is the model: --model {name}",))
 

@@ -27,6 +27,7 @@ ALSO_PLUGIN: Key = ("plugins+",)
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
+ON_OR_OFF = (_TRUE | _FALSE) - {""}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Setting:
 
     @property
     def is_secret(self) -> bool:
-        return any(_is_class(inner, (SecretStr,)) for part in _members(self.annotation) for inner in (part, *get_args(part)))
+        return is_secret(self.annotation)
 
     def decode(self, text: str) -> Any:
         """A flag's or variable's text as pydantic wants it: lists from commas or JSON, tables from JSON, words in any case."""
@@ -61,7 +62,7 @@ class Setting:
         if self.is_list or any(_is_class(part, (dict, BaseModel)) for part in members):
             try:
                 return json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return text
         for member in members:
             if get_origin(member) is Literal:
@@ -361,6 +362,17 @@ def _members(annotation: Any) -> Iterator[Any]:
                 yield from _members(part)
     else:
         yield annotation
+
+
+def is_secret(annotation: Any) -> bool:
+    """Whether values of this type are never shown."""
+    return any(_is_class(inner, (SecretStr,)) for part in _members(annotation) for inner in (part, *get_args(part)))
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether values of this type are numbers, of which no switch is one."""
+    members = list(_members(annotation))
+    return any(_is_class(part, (int, float)) for part in members) and bool not in members
 
 
 def _is_class(annotation: Any, classes: tuple[type, ...]) -> bool:

@@ -22,8 +22,13 @@ def read_yaml(text: str, path: str) -> tuple[dict[str, Any], dict[Key, int]]:
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError.of(f"the config file {path} is not YAML: {error.problem}", f"{path}:{line}") from None
-    except yaml.YAMLError as error:
+        what = error.problem or ""
+        if what.startswith("but "):
+            what = f"{error.context}, {what}"
+        raise UserError.of(f"the config file {path} is not YAML: {what}", f"{path}:{line}") from None
+    except RecursionError:
+        raise UserError.of(f"the config file {path} is nested too deeply", path) from None
+    except (yaml.YAMLError, ValueError) as error:  # no date, no number, though it looks like one
         raise UserError.of(f"the config file {path} is not YAML: {str(error).splitlines()[0]}", path) from None
     if root is None:
         return {}, {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from core.errors import UserError
 from core.interfaces.model import DecoderSpec, RopeStyle
 
+LARGEST = sys.float_info.max
 ROPE_NUMBERS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -29,7 +31,7 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> in
         value = default
     if value is None:
         raise UserError.of(f"the model's config has no {key}", f"{key} in the model's config", "fetch the checkpoint again")
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= LARGEST or value != int(value):
         raise UserError.of(f"the model's {key} must be a positive whole number, not {value!r}", f"{key} in the model's config")
     return int(value)
 
@@ -41,7 +43,7 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
         value = default
     if value is None:
         raise UserError.of(f"the model's config has no {key}", f"{key} in the model's config", "fetch the checkpoint again")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
         raise UserError.of(f"the model's {key} must be a number above 0, not {value!r}", f"{key} in the model's config")
     return float(value)
 

@@ -99,7 +99,7 @@ def read_header(path: Path) -> dict[str, Span]:
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=lambda pairs: without_duplicates(path, pairs))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise broken(path, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise broken(path, "its header is not a table")

@@ -115,7 +115,7 @@ def indexed_files(index: Path) -> dict[Path, list[str] | None]:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSON, but for its depth or a number of too many digits, among them
         raise UserError.of(f"{path} is not JSON: {str(error).lower()}", "", "fetch the checkpoint again") from None
     if not isinstance(content, dict):
         raise UserError.of(f"{path} must hold a table", "", "fetch the checkpoint again")

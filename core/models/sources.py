@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,8 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
     if model.startswith(RANDOM):
         needed(formats, "random").config(Path(model))
         return ModelFolder(model, None, "random")
-    path = Path(model).expanduser()
-    if path.exists() and (model != demo.NAME or recognized(path, formats)):
+    path = Path(os.path.expanduser(model))
+    if exists(path) and (model != demo.NAME or recognized(path, formats)):
         return local(model, path.absolute(), formats)
     if model == demo.NAME:
         needed(formats, "gguf")
@@ -62,7 +63,7 @@ def text_files(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
     name = settings.get("tokenizer")
     if name in (None, folder.name):
         return folder
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return ModelFolder(name, path.absolute(), "tokenizer")
     if HUB_NAME.fullmatch(name) is None:
@@ -76,13 +77,13 @@ def text_files(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
 
 def is_here(model: str) -> bool:
     """Whether ``resolve`` needs nothing from elsewhere for it."""
-    return model.startswith(RANDOM) or Path(model).expanduser().exists()
+    return model.startswith(RANDOM) or exists(Path(os.path.expanduser(model)))
 
 
 def kept(model: str, settings: Mapping[str, Any]) -> Path | None:
     """Where the files of a model lie that was fetched before, in part or whole; or None. Nothing is fetched for the answer."""
-    path = Path(model).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(model))
+    if exists(path):
         return path.absolute()
     cache = cache_folder(settings)
     if model == demo.NAME:
@@ -100,7 +101,7 @@ def kept(model: str, settings: Mapping[str, Any]) -> Path | None:
 
 def fetch(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
     """The same model with everything on disk. Local folders, files and models without files are so already."""
-    if folder.path is None or folder.path.is_file() or Path(folder.name).expanduser().exists():
+    if folder.path is None or folder.path.is_file() or Path(os.path.expanduser(folder.name)).exists():
         return folder
     path = download(folder.name, settings, LIGHT + WEIGHTS)
     if not any(path.glob("*.safetensors")):
@@ -150,6 +151,15 @@ def recognized(path: Path, formats: Mapping[str, CheckpointFormat]) -> list[str]
     return [name for name in sorted(formats) if formats[name].recognizes(path)]
 
 
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        raise
+    except OSError:  # a name too long for any file
+        return False
+
+
 def needed(formats: Mapping[str, CheckpointFormat], name: str) -> CheckpointFormat:
     if name not in formats:
         raise UserError.of(
@@ -189,4 +199,4 @@ def hub_title(settings: Mapping[str, Any]) -> str:
 
 def cache_folder(settings: Mapping[str, Any]) -> Path | None:
     """Where the user wants fetched models; None for each source's own default."""
-    return Path(settings["model_cache"]).expanduser().absolute() if settings.get("model_cache") else None
+    return Path(os.path.expanduser(settings["model_cache"])).absolute() if settings.get("model_cache") else None

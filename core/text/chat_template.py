@@ -7,6 +7,7 @@ rounds and calls, and of characters in any text it makes, and without what makes
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -287,7 +288,7 @@ def _override(override: str) -> str:
     if "\n" in override or "{{" in override or "{%" in override:
         return override
     try:
-        return Path(override).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(override)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError.of(
             f"chat template {override!r} is neither a file that can be read nor a Jinja template",

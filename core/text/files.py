@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError.of(f"{path.name} cannot be read: {error}", str(path), "fetch the checkpoint's file again") from error
     if not isinstance(found, dict):
         raise UserError.of(f"{path.name} holds no JSON object", str(path), "fetch the checkpoint's file again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     options, server_flags = parsed(parser(), arguments)
-    input_file, output_file = options.input_file.expanduser(), options.output_file.expanduser()
+    input_file, output_file = Path(os.path.expanduser(options.input_file)), Path(os.path.expanduser(options.output_file))
     if output_file.exists() and input_file.exists() and output_file.samefile(input_file):
         raise UserError.of("requests and answers cannot be one file", "--output-file", "name another file")
     requests = Requests(input_file)

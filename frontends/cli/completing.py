@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def _read(arguments: list[str]) -> tuple[argparse.Namespace, Iterable[str] | Non
         return options, given, rest
     if options.file is None and sys.stdin.isatty():
         return options, None, rest
-    found = _piped() if options.file in (None, "-") else _of_file(Path(options.file).expanduser())
+    found = _piped() if options.file in (None, "-") else _of_file(Path(os.path.expanduser(options.file)))
     whole_text = found.removesuffix("\n")  # which editors and echo write, and nobody means
     return options, _lines(whole_text) if options.lines else [whole_text], rest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,7 +125,7 @@ def composition(
             yield warn(
                 "model", f"{model} is not here: the first start fetches it", f"fetch it now: dovetail models pull {model}"
             )
-        elif not Path(model).expanduser().exists() and model != NAME:
+        elif not Path(os.path.expanduser(model)).exists() and model != NAME:
             instead = str(place)  # its hub is not asked whether there is a newer one
     try:
         found = attempt(first_pass([*flags, *([] if instead is None else ["--model", instead])]), manager, probe)

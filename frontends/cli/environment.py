@@ -106,7 +106,7 @@ def composed(flags: Sequence[str]) -> str:
         place = None if model.startswith(RANDOM) else kept(model, settings)
         if place is None and not model.startswith(RANDOM):
             return f"{model} is not here, and nothing is fetched for a report\n"
-        here = model == NAME or place is None or Path(model).expanduser().exists()
+        here = model == NAME or place is None or Path(os.path.expanduser(model)).exists()
         return explain_text(compose([*flags, *([] if here else ["--model", str(place)])]))
     except UserError as error:
         return f"{error}\n"
@@ -133,7 +133,7 @@ def masked(text: str) -> str:
     text = _IN_URL.sub(f"{MASK}@", text)
     text = _SECRET_FLAG.sub(rf"\1\2{MASK}", text)
     text = _LOOKS_SECRET.sub(MASK, text)
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     return text.replace(home, "~") if len(home) > 1 else text
 
 

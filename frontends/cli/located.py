@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def located(flags: Sequence[str], *, fetching: bool = True) -> Located:
     formats = checkpoint_formats(manager)
     model = settings["model"]
     try:
-        if fetching or model.startswith(RANDOM) or Path(model).expanduser().exists():
+        if fetching or model.startswith(RANDOM) or Path(os.path.expanduser(model)).exists():
             folder = resolve(model, settings, formats)
         else:
             folder = _kept(model, settings, formats)

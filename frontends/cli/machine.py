@@ -125,11 +125,14 @@ def caches(settings: Mapping[str, Any]) -> dict[str, Path]:
     """The folders that fetched models and compiled kernels are kept in, by what keeps them."""
     import platformdirs
 
-    own = Path(settings["model_cache"]).expanduser().absolute() if settings.get("model_cache") else None
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    own = Path(os.path.expanduser(settings["model_cache"])).absolute() if settings.get("model_cache") else None
+    home = Path(
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache") / "huggingface"
+    )
     return {
         "dovetail": Path(platformdirs.user_cache_dir("dovetail", appauthor=False)),
-        "models": own or Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser(),
+        "models": own or Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or home / "hub")),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ def models(arguments: Sequence[str]) -> int:
     options, rest = parser().parse_known_args(arguments)
     if options.command == "list":
         first = next((at for at, each in enumerate(rest) if each.startswith("-")), len(rest))
-        return listed([Path(each).expanduser() for each in rest[:first]], rest[first:], as_json=options.json)
+        return listed([Path(os.path.expanduser(each)) for each in rest[:first]], rest[first:], as_json=options.json)
     named = [at for at, each in enumerate(rest) if not each.startswith("-") and (at == 0 or not rest[at - 1].startswith("-"))]
     model = rest.pop(named[0]) if named else None
     if model is None and not any(each.startswith("--model=") or each == "--model" for each in rest):
@@ -91,7 +92,7 @@ def listed(folders: Sequence[Path], flags: Sequence[str], *, as_json: bool) -> i
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for title in titles:
         table.add_column(title, no_wrap=title == "model", overflow="fold", justify="right" if title == "MB" else "left")
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     for each in found:
         size = "" if each.nbytes is None else f"{each.nbytes / MEGA:.1f}"
         table.add_row(*[each.name, each.kind, each.state, size, each.where.replace(home, "~")][: len(titles)])
@@ -131,7 +132,7 @@ def fetched(settings: Mapping[str, Any]) -> Iterator[Listed]:
     cache = cache_folder(settings)
     yield from of_huggingface(cache)
     for hub, below in (("modelscope", "models"), ("modelscope", ""), ("aistudio", "")):
-        root = cache / hub / below if cache is not None else Path.home() / ".cache" / hub / "hub" / below
+        root = cache / hub / below if cache is not None else Path(os.path.expanduser("~")) / ".cache" / hub / "hub" / below
         for config in sorted(root.glob("[!.]*/[!.]*/config.json")):
             folder = config.parent
             if folder.is_symlink() or folder.parent.name == "models":

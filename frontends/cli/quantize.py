@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def quantize(arguments: Sequence[str]) -> int:
 
     model = ["--model", *named] if named else []
     try:
-        saved = save_packed([*model, *rest], options.output.expanduser(), int(options.shard_size * GIB))
+        saved = save_packed([*model, *rest], Path(os.path.expanduser(options.output)), int(options.shard_size * GIB))
     except PermissionError as error:
         raise forbidden(error) from error
     layouts = ", ".join(f"{role} {layout}" for role, layout in saved.packing.layouts.items())

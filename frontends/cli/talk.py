@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def _set(said: str, settings: dict[str, Any]) -> None:
 
 def _save(name: str, messages: list[dict[str, str]]) -> None:
     try:
-        Path(name).expanduser().write_text(json.dumps(messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        Path(os.path.expanduser(name)).write_text(json.dumps(messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         problem = Problem(f"the conversation cannot be written to {name or 'a file without a name'}: {why}", "/save")

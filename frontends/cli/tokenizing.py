@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def _read(given: str, file: str | None) -> str:
     try:
         if file is None and sys.stdin.isatty():
             raise UserError.of("no text is given", "", "give it before the flags, with --file, or through a pipe")
-        text = sys.stdin.read() if file in (None, "-") else Path(str(file)).expanduser().read_text(encoding="utf-8")
+        text = sys.stdin.read() if file in (None, "-") else Path(os.path.expanduser(str(file))).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError.of("the text is not valid UTF-8", file or "", "give it in UTF-8") from None
     except PermissionError:

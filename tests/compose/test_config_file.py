@@ -100,6 +100,45 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.toml", "a = " + "[" * 3000, "nested too deeply\n  set by: {path}"),
+        ("a.toml", "a = " + "9" * 5000, "not TOML: exceeds the limit (4300 digits) for integer string conversion"),
+        ("a.yaml", "a: " + "[" * 3000, "nested too deeply"),
+        ("a.yaml", "seed: 2001-99-99", "not YAML: month must be in 1..12\n  set by: {path}"),
+        ("a.yaml", "a: !!int x", "not YAML: invalid literal for int() with base 10: 'x'\n  set by: {path}"),
+        ("a.yaml", "a: 1\n---\nb: 1", "not YAML: expected a single document in the stream, but found another document\n"),
+        (
+            "a.json",
+            "{}",
+            "not TOML: invalid statement\n  set by: {path}:1\n"
+            "  remedy: if it is YAML, or JSON, give it a name that ends in .yaml",
+        ),
+    ],
+)
+def test_a_hostile_file_is_refused_in_a_sentence(tmp_path, name, text, expected):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_config_file(str(path), "--config")
+    assert str(error.value).startswith(f"the config file {path} is {expected.format(path=path)}")
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "windows.toml"
+    path.write_text("seed = 3\n", encoding="utf-8-sig")
+    assert read_config_file(str(path), "--config").values == {"seed": 3}
+
+
+def test_no_name_is_no_file():
+    with pytest.raises(UserError) as error:
+        read_config_file("", "--config")
+    assert str(error.value) == (
+        "--config names no config file: it is empty\n  set by: --config\n  remedy: --config FILE, or leave it out"
+    )
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         read_config_file("nowhere.toml", "--config")

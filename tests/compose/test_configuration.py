@@ -7,6 +7,7 @@ from core.compose.configuration import read
 from core.compose.first_pass import first_pass
 from core.errors import UserError
 from core.offers import Alias, RulesOffer
+from core.plugin_manager import PluginManager
 from tests.compose.fakes import CPU, Point, manager, plugin, sampler
 
 TINY = ["--model", "random:tiny"]
@@ -245,6 +246,49 @@ def test_two_config_files(tmp_path):
     with pytest.raises(UserError) as error:
         configured("--config", "one.toml", "--config", "two.toml")
     assert str(error.value) == "--config is given twice, with 'one.toml' and 'two.toml'\n  remedy: keep one of them"
+
+
+def test_on_or_off_behind_a_switch():
+    assert problems("--openai-http-tls", "false") == [
+        "'false' is no flag, and --openai-http-tls takes no value behind a space\n  remedy: --openai-http-tls=false"
+    ]
+
+
+def test_a_switch_is_no_number(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("max_model_len: yes\n")
+    assert problems(file=file) == [f"max_model_len = True: input should be a number\n  set by: {file}:1"]
+
+
+def test_of_a_value_no_more_is_shown_than_can_be_read(tmp_path):
+    file = tmp_path / "c.yaml"
+    tens = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    tens += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    file.write_text("\n".join([*tens, "model: *a8"]))
+    found = [problem for problem in problems(file=file) if problem.startswith("model = ")]
+    assert len(found) == 1
+    assert len(found[0]) < 2000
+
+
+def test_a_list_in_a_table_may_be_one_text(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("openai_http: {allowed: 'a, b'}\n")
+    assert configured(file=file).section("openai_http")[0]["allowed"] == ("a", "b")
+
+
+def test_no_message_has_a_secret(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("api_key = 'hidden-1'\n[openai_http]\napi_key = {hidden-2 = 1}\n")
+    found = read(first_pass(["--config", str(file)], {}), PluginManager.discover())
+    texts = [str(problem) for problem in [*found.problems, *found.section("openai_http")[1]]]
+    assert texts == [
+        f"openai_http.api_key is said to be *** and ***\n  set by: {file}:1, {file}:3\n  remedy: drop {file}:1 or {file}:3"
+    ]
+    file.write_text("[openai_http]\napi_key = {hidden-2 = 1}\n")
+    found = read(first_pass(["--config", str(file)], {}), PluginManager.discover())
+    assert [problem.what for problem in found.section("openai_http")[1]] == [
+        "openai_http.api_key = ***: input should be a list"
+    ]
 
 
 def test_a_variable_with_a_value_nobody_knows():

@@ -110,6 +110,16 @@ def test_llama3_and_linear_scaling(key):
         ),
         (
             Ernie45(),
+            {"vocab_size": float("nan")},
+            "the model's vocab_size must be a positive whole number, not nan\n  set by: vocab_size in the model's config",
+        ),
+        (
+            Ernie45(),
+            {"rms_norm_eps": float("inf")},
+            "the model's rms_norm_eps must be a number above 0, not inf\n  set by: rms_norm_eps in the model's config",
+        ),
+        (
+            Ernie45(),
             {"num_key_value_heads": 3},
             "the model's num_attention_heads 16 is not a multiple of its num_key_value_heads 3\n"
             "  set by: num_key_value_heads in the model's config",

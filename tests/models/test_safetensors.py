@@ -200,6 +200,9 @@ def test_config_errors(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not JSON: expecting property name"):
         Safetensors().config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is not JSON: "):
+        Safetensors().config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json must hold a table"):
         Safetensors().config(tmp_path)

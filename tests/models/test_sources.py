@@ -102,6 +102,8 @@ def test_a_folder_two_formats_read_is_refused(pt, tmp_path):
 
 def test_names_that_are_nothing():
     assert refused("/no/such/folder") == "there is no folder or file /no/such/folder\n  set by: model\n  remedy: check the path"
+    assert refused("~nobody-here/m").splitlines()[0] == "there is no folder or file ~nobody-here/m"
+    assert refused("m" * 5000).startswith("there is no model 'mmm")
     assert refused("models/m.gguf").splitlines()[0] == "there is no folder or file models/m.gguf"
     assert refused("demmo") == (
         "there is no model 'demmo': it is no folder, and names on a hub read OWNER/NAME; did you mean 'demo'?\n"
