@@ -129,8 +129,8 @@ def register_checkpoint_formats() -> Iterable[CheckpointFormatOffer]:
 
             yield CheckpointFormatOffer(name="my_format", summary="*.mine files", create=create)
 
-    ``create`` returns a ``core.interfaces.model.CheckpointFormat``; ``core.testing.CheckpointFormatContract`` tests it.
-    A format never unpickles anything.
+    ``create`` returns a ``core.interfaces.model.CheckpointFormat``; ``core.testing.CheckpointFormatContract`` tests it. Its
+    ``hub_files`` says which files of a model hub's repository are fetched for it. A format never unpickles anything.
     """
     raise NotImplementedError
 

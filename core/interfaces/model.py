@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,6 +187,17 @@ class ModelFamily(ABC):
 
 
 @dataclass(frozen=True)
+class HubFiles:
+    """Which files of a model hub's repository belong to a checkpoint, as patterns of their names ("*.safetensors").
+
+    Those of any checkpoint come without being named: *.json, *.model, *.jinja and *.txt, for config, tokenizer and template.
+    """
+
+    weights: tuple[str, ...]  # fetched when the model is loaded
+    light: tuple[str, ...] = ()  # what ``recognizes`` and ``config`` read beside: fetched before anything is composed
+
+
+@dataclass(frozen=True)
 class ModelFolder:
     """A model on disk, resolved but not read: what ``core.models.sources`` finds or fetches."""
 
@@ -195,10 +206,18 @@ class ModelFolder:
     format: str  # the name of the CheckpointFormat that reads it
     defaults: Mapping[str, float] = field(default_factory=dict)  # how to sample where its files do not say
     family: FamilyText = field(default_factory=FamilyText)  # what its family says in their place, once that is known
+    hub_files: HubFiles | None = None  # of a repository on a hub whose weights are not fetched yet
 
 
 class CheckpointFormat(ABC):
-    """A way a checkpoint lies on disk."""
+    """A way a checkpoint lies on disk.
+
+    ``hub_files``: what is fetched for this format of a repository OWNER/NAME on a model hub; None where no repository as a
+    whole is of it. A repository is of the format whose ``recognizes`` knows the folder by its light files alone, and of
+    safetensors where none does: so a format that lies on hubs has a light file with a name of its own.
+    """
+
+    hub_files: ClassVar[HubFiles | None] = None
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.interfaces.model import Checkpoint, CheckpointFormat, Tensor
+from core.interfaces.model import Checkpoint, CheckpointFormat, HubFiles, Tensor
 
 if TYPE_CHECKING:
     from core.models.safetensors_file import SafetensorsFile
@@ -19,6 +19,8 @@ SINGLE = "model.safetensors"
 
 
 class Safetensors(CheckpointFormat):
+    hub_files = HubFiles(weights=("*.safetensors",))
+
     def recognizes(self, path: Path) -> bool:
         return path.is_dir() and (next(path.glob("*.safetensors"), None) or next(path.glob(INDEX), None)) is not None
 

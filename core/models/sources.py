@@ -17,8 +17,8 @@ from core.suggest import did_you_mean
 RANDOM = "random:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_NAME.pattern})/([^/]+\.gguf)")
-LIGHT = ["*.json", "*.model", "*.jinja", "*.txt"]  # config, tokenizer, chat template, shard index
-WEIGHTS = ["*.safetensors"]
+LIGHT = ["*.json", "*.model", "*.jinja", "*.txt"]  # config, tokenizer, chat template, shard index: of any format
+COMMON = "safetensors"  # what a repository is whose light files show no format
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pdparams"})
 
 
@@ -43,8 +43,19 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
         return ModelFolder(model, whole_file(repo, name, settings), "gguf")
     if HUB_NAME.fullmatch(model) is None or model.endswith(".gguf"):
         raise not_found(model)
-    needed(formats, "safetensors")
-    folder = download(model, settings, LIGHT)
+    on_hubs = {name: found.hub_files for name, found in formats.items() if found.hub_files is not None}
+    light = [pattern for files in on_hubs.values() for pattern in files.light]
+    folder = download(model, settings, [*LIGHT, *light])
+    others = [name for name in recognized(folder, formats) if name in on_hubs and name != COMMON]
+    if len(others) > 1:
+        raise UserError.of(
+            f"{model} on {hub_title(settings)} can be read as {' and as '.join(others)}",
+            "model",
+            "leave out the plugin that offers one of them: --without PLUGIN",
+        )
+    if others:
+        return ModelFolder(model, folder, others[0], hub_files=on_hubs[others[0]])
+    needed(formats, COMMON)
     if not (folder / "config.json").is_file():
         raise UserError.of(
             f"{model} on {hub_title(settings)} has no config.json",
@@ -52,7 +63,7 @@ def resolve(model: str, settings: Mapping[str, Any], formats: Mapping[str, Check
             f"if it holds GGUF files, name one: --model {model}/FILE.gguf",
             "choose a repository of safetensors files",
         )
-    return ModelFolder(model, folder, "safetensors")
+    return ModelFolder(model, folder, COMMON, hub_files=on_hubs.get(COMMON))
 
 
 def text_files(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
@@ -101,16 +112,18 @@ def kept(model: str, settings: Mapping[str, Any]) -> Path | None:
 
 def fetch(folder: ModelFolder, settings: Mapping[str, Any]) -> ModelFolder:
     """The same model with everything on disk. Local folders, files and models without files are so already."""
-    if folder.path is None or folder.path.is_file() or Path(os.path.expanduser(folder.name)).exists():
+    files = folder.hub_files
+    if files is None:
         return folder
-    path = download(folder.name, settings, LIGHT + WEIGHTS)
-    if not any(path.glob("*.safetensors")):
+    path = download(folder.name, settings, [*LIGHT, *files.light, *files.weights])
+    if not any(True for pattern in files.weights for _ in path.glob(pattern)):
+        kinds = " or ".join(pattern.lstrip("*") for pattern in files.weights)
         raise UserError.of(
-            f"{folder.name} on {hub_title(settings)} has no .safetensors file; weights that are pickles are never read",
+            f"{folder.name} on {hub_title(settings)} has no {kinds} file; weights that are pickles are never read",
             "model",
             "choose a repository of safetensors files; for ERNIE-4.5-0.3B: baidu/ERNIE-4.5-0.3B-PT",
         )
-    return dataclasses.replace(folder, path=path)
+    return dataclasses.replace(folder, path=path, hub_files=None)
 
 
 def local(model: str, path: Path, formats: Mapping[str, CheckpointFormat]) -> ModelFolder:

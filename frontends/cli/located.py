@@ -17,7 +17,7 @@ from core.interfaces.frontend import ChatTemplate, Tokenizer
 from core.interfaces.model import CheckpointFormat, FamilyText, ModelFolder
 from core.models.demo import NAME, is_whole
 from core.models.loading import read_config
-from core.models.sources import HUB_FILE, RANDOM, kept, local, resolve, text_files
+from core.models.sources import HUB_FILE, RANDOM, kept, local, recognized, resolve, text_files
 from core.offers import CheckpointFormatOffer, ModelOffer
 from core.plugin_manager import PluginManager
 
@@ -66,7 +66,7 @@ def _kept(model: str, settings: Mapping[str, Any], formats: Mapping[str, Checkpo
         if not is_whole(place):
             raise UserError.of(f"{place} is not whole", "--model", f"fetch it again: dovetail models pull {model}")
         return resolve(model, settings, formats)
-    if HUB_FILE.fullmatch(model) is None and not (place / "config.json").is_file():
+    if HUB_FILE.fullmatch(model) is None and not (place / "config.json").is_file() and not recognized(place, formats):
         raise UserError.of(f"{place} has no config.json", "--model", f"fetch the rest: dovetail models pull {model}")
     return local(model, place, formats)
 

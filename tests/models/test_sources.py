@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.interfaces.model import ModelFolder
+from core.interfaces.model import HubFiles, ModelFolder
 from core.models import hubs, sources
 from tests.models import checkpoints as made
 from tests.models.hub_server import Hub
@@ -125,10 +125,20 @@ def test_a_format_that_was_left_out(pt):
 RUN = """
 import json, sys
 from core.errors import UserError
+from core.interfaces.model import CheckpointFormat, HubFiles
 from core.models import plugin, sources
+
+
+class Mine(CheckpointFormat):
+    hub_files = HubFiles(weights=("*.mine",), light=("*.idx",))
+    recognizes = staticmethod(lambda path: (path / "mine.idx").is_file())
+    config = open = None
+
+
 model, settings, steps = json.loads(sys.argv[1])
+formats = {offer.name: offer.create() for offer in plugin.register_checkpoint_formats()} | {"mine": Mine()}
 try:
-    folder = sources.resolve(model, settings, {offer.name: offer.create() for offer in plugin.register_checkpoint_formats()})
+    folder = sources.resolve(model, settings, formats)
     if "fetch" in steps:
         folder = sources.fetch(folder, settings)
     print(json.dumps({"path": str(folder.path), "format": folder.format}))
@@ -176,6 +186,19 @@ def test_resolve_is_light_and_fetch_brings_the_rest(files, pt, tmp_path):
     assert whole == again == offline
     found, expected = made.canonical(whole["path"]), made.canonical(pt)
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_a_plugins_format_says_what_is_fetched_of_it(files, tmp_path):
+    mine = {"mine.idx": b"where", "a.mine": b"weights", "model.safetensors": b"another's", "config.json": b"{}"}
+    with Hub({"some/mine": mine, "some/half": {"mine.idx": b"where"}}) as hub:
+        light = in_process(hub.url, tmp_path, "some/mine", ["resolve"])
+        assert (light["format"], sorted(hub.fetched())) == ("mine", ["config.json", "mine.idx"])
+        whole = in_process(hub.url, tmp_path, "some/mine")
+        assert sorted(hub.fetched()) == ["a.mine", "config.json", "mine.idx"]
+        half = in_process(hub.url, tmp_path, "some/half")
+    assert whole == light
+    assert (Path(whole["path"]) / "a.mine").read_bytes() == b"weights"
+    assert half["error"].startswith("some/half on Hugging Face has no .mine file; ")
 
 
 def test_a_download_that_broke_off_goes_on(files, tmp_path):
@@ -279,7 +302,8 @@ def client(monkeypatch, pt):
 def test_modelscope(client, pt, tmp_path):
     settings = SETTINGS | {"model_source": "modelscope", "model_cache": str(tmp_path)}
     found = sources.resolve("baidu/ERNIE-4.5-0.3B-PT", settings, made.formats())
-    assert sources.fetch(found, settings) == found == ModelFolder("baidu/ERNIE-4.5-0.3B-PT", pt, "safetensors")
+    assert sources.fetch(found, settings) == ModelFolder("baidu/ERNIE-4.5-0.3B-PT", pt, "safetensors")
+    assert found.hub_files == HubFiles(weights=("*.safetensors",))
     assert client.calls[0] == (
         ("PaddlePaddle/ERNIE-4.5-0.3B-PT",),
         {
@@ -289,7 +313,7 @@ def test_modelscope(client, pt, tmp_path):
             "cache_dir": str(tmp_path / "modelscope"),
         },
     )
-    assert client.calls[1][1]["allow_patterns"] == sources.LIGHT + sources.WEIGHTS
+    assert client.calls[1][1]["allow_patterns"] == [*sources.LIGHT, "*.safetensors"]
 
 
 def test_aistudio(client, pt, tmp_path):
