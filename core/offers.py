@@ -119,6 +119,11 @@ class Offer:
     aliases: tuple[Alias, ...] = ()
     foreign_words: tuple[ForeignWord, ...] = ()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What it can be chosen as: its kind, and for some another part that they can play."""
+        return (self.kind,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerOffer(Offer):
@@ -133,6 +138,10 @@ class QuantizerOffer(Offer):
 
     ``reads(quantization_config)``: the settings with which this quantizer takes the tensors of another program's checkpoint as
     they are (``Quantizer.adopt``), or None when that is not in its format. It looks at the table of config.json alone.
+
+    ``head``: the setting, true or false, that says whether the head is packed with the layers. It follows
+    ``--head-quantization``, which may name this quantizer also where another packs the layers, or none does: then
+    ``of_role("head")`` of what is made with that setting true packs the head alone.
     """
 
     kind: ClassVar[str] = "quantizer"
@@ -142,6 +151,11 @@ class QuantizerOffer(Offer):
     stored_bits: Callable[[Any, str, int], float | None] | None = None
     at_load: frozenset[str] = frozenset()
     reads: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    head: str | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind,) if self.head is None else (self.kind, HEAD_QUANTIZER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +317,8 @@ class RulesOffer(Offer):
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda facts: {})
 
 
+HEAD_QUANTIZER = "head_quantizer"
+"""The part of the quantizer that packs the head. It is chosen by its name alone, never by naming its plugin."""
 SINGLE_KINDS: tuple[str, ...] = (
     "compute_backend",
     "front_end",
@@ -315,6 +331,7 @@ SINGLE_KINDS: tuple[str, ...] = (
 """Kinds of which exactly one offer is chosen. Of ``OPTIONAL_KINDS`` at most one is, of ``MANY_KINDS`` any number."""
 OPTIONAL_KINDS: tuple[str, ...] = (
     "quantizer",
+    HEAD_QUANTIZER,
     "parallelism",
     "draft_proposer",
     "grammar_backend",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal, get_args, get_type_hints
@@ -17,7 +17,7 @@ import pluggy
 
 from core import hookspecs
 from core.errors import Problem, UserError
-from core.offers import Alias, ForeignWord, Offer, Section
+from core.offers import Alias, ForeignWord, Offer, QuantizerOffer, Section
 from core.suggest import did_you_mean
 
 GROUP = "dovetail"
@@ -118,13 +118,13 @@ class PluginManager:
         return self._plugins.get(name)
 
     def offers(self, kind: str) -> list[Offered]:
-        """Every loaded offer of a kind, by name."""
+        """Every loaded offer that can be chosen as this kind, by name."""
         found = [
             Offered(offer, plugin.name, plugin.provenance)
             for plugin in self.plugins
             if plugin.state == "loaded"
             for offer in plugin.offers
-            if offer.kind == kind
+            if kind in offer.kinds
         ]
         return sorted(found, key=lambda offered: offered.name)
 
@@ -330,12 +330,19 @@ def _check(plugin: str, given: Sequence[Offer]) -> None:
         if (offer.kind, offer.name) in seen:
             raise _InvalidOfferError(f"it offers two of kind {offer.kind} with the name {offer.name!r}")
         seen.add((offer.kind, offer.name))
+        if isinstance(offer, QuantizerOffer) and offer.head is not None and offer.head not in _fields(offer):
+            what = f"{offer.head!r}, which says whether {offer.name!r} packs the head, is no setting of it"
+            raise _InvalidOfferError(what)
         own = {other.name for other in given}
         for alias in offer.aliases:
             _check_alias(alias, own)
         for word in offer.foreign_words:
             if (word.flag is None) == (word.env is None):
                 raise _InvalidOfferError(f"foreign word {word.flag or word.env!r} must be either a flag or a variable")
+
+
+def _fields(offer: Offer) -> Collection[str]:
+    return () if offer.settings is None else offer.settings.model_fields
 
 
 def _check_alias(alias: Alias, own: set[str]) -> None:

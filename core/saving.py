@@ -40,6 +40,7 @@ def save_packed(argv: Sequence[str], folder: Path, most: int) -> Saved:
     plan = fetched(compose_saving(argv))
     manager = PluginManager.load_only(plan.plugins)
     quantizer = create_quantizer(plan, manager)
+    assert quantizer is not None
     packing = packing_of(plan, quantizer, manager)
     with written_whole(folder) as partial:
         for name, content in text_files(plan.model).items():

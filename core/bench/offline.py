@@ -118,7 +118,7 @@ def _quality(options: Options, plan: Plan) -> Quality | None:
 
     own = plan.model.path is not None
     model = options.quality or (options.model if own else DEMO if kept(DEMO, plan.settings) else "")
-    if plan.chosen("quantizer") is None or not model:
+    if (plan.chosen("quantizer") is None and plan.chosen("head_quantizer") is None) or not model:
         return None
     from core.bench.quality import TEXT, measure
 

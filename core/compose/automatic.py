@@ -13,7 +13,7 @@ from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
 from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
 from core.models.shard import Shard
-from core.offers import ComputeBackendOffer, ParallelismOffer, QuantizerOffer
+from core.offers import HEAD_QUANTIZER, ComputeBackendOffer, ParallelismOffer, QuantizerOffer
 
 LONGEST_BY_ITSELF = 32768
 SEQUENCES = 128
@@ -83,7 +83,7 @@ def _cores(configuration: Configuration, probe: DeviceProbe, selection: Selectio
     """How many there are for threads, and which these are."""
     backend = None if selection is None else selection.offer("compute_backend")
     if selection is not None and isinstance(backend, ComputeBackendOffer):
-        left = backend.cores(_section(configuration, selection, "compute_backend"))
+        left = backend.cores(section_of(configuration, selection, "compute_backend"))
         if left is not None and left < probe.cores:
             return left, f"that the settings of {backend.name} leave to it"
     return probe.cores, "this process may use"
@@ -117,6 +117,8 @@ def resolve_sizes(
     sequences = settings["max_num_seqs"]
     memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget, ranks)
     resolved.memory = memory
+    if selection.origins.get(HEAD_QUANTIZER) == "auto":
+        resolved.reasons["head_quantization"] = f"{selection.offers[HEAD_QUANTIZER].name} packs it with the layers"
     if settings["max_model_len"] is None:
         _resolve_length(resolved, selection, spec, memory)
     length = settings["max_model_len"]
@@ -133,23 +135,29 @@ def resolve_sizes(
 
 def _stored_bits(configuration: Configuration, selection: Selection, spec: DecoderSpec) -> dict[Role, float]:
     """The bits of a weight in each role that is packed."""
-    offer = selection.offer("quantizer")
-    if not isinstance(offer, QuantizerOffer):
-        return {}
-    if offer.stored_bits is None:
-        return {role: offer.bits for role in LINEAR_ROLES if role != "head"}
-    section = _section(configuration, selection, "quantizer")
-    stored = {role: offer.stored_bits(section, role, spec.shape(role)[1]) for role in LINEAR_ROLES}
+    stored: dict[Role, float | None] = {}
+    for role in LINEAR_ROLES:
+        kind = HEAD_QUANTIZER if role == "head" else QuantizerOffer.kind
+        offer = selection.offer(kind)
+        if not isinstance(offer, QuantizerOffer):
+            continue
+        if offer.stored_bits is None:
+            stored[role] = offer.bits
+            continue
+        section = section_of(configuration, selection, kind)
+        if role == "head" and offer.head is not None:
+            section = section.model_copy(update={offer.head: True})
+        stored[role] = offer.stored_bits(section, role, spec.shape(role)[1])
     return {role: bits for role, bits in stored.items() if bits is not None}
 
 
 def ranks_of(configuration: Configuration, selection: Selection) -> int:
     """How many processes share the model."""
     offer = selection.offer("parallelism")
-    return offer.ranks(_section(configuration, selection, "parallelism")) if isinstance(offer, ParallelismOffer) else 1
+    return offer.ranks(section_of(configuration, selection, "parallelism")) if isinstance(offer, ParallelismOffer) else 1
 
 
-def _section(configuration: Configuration, selection: Selection, kind: str) -> Any:
+def section_of(configuration: Configuration, selection: Selection, kind: str) -> Any:
     """The settings of the chosen offer; its defaults where those given are wrong, which is told elsewhere."""
     offered = selection.offers[kind]
     if offered.offer.settings is None:

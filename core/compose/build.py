@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.compose.facts import show
 from core.compose.plan import Plan
 from core.errors import UserError
-from core.offers import Context, ModelOffer
+from core.offers import HEAD_QUANTIZER, Context, ModelOffer
 from core.plugin_manager import Offered, PluginManager
 
 if TYPE_CHECKING:
@@ -177,14 +177,23 @@ def load_decoder(plan: Plan, backend: ComputeBackend, manager: PluginManager, sh
     from core.models.shard import Shard
 
     shard = shard or Shard(plan.spec, 0, 1)
-    quantizer = create_quantizer(plan, manager) if plan.chosen("quantizer") else None
+    quantizer = create_quantizer(plan, manager)
     with stored_weights(plan, manager) as weights:
         return Decoder.load(shard.spec, shard.weights(weights, quantizer), backend, quantizer)
 
 
-def create_quantizer(plan: Plan, manager: PluginManager) -> Quantizer:
-    quantizer: Quantizer = _create(plan, manager, "quantizer")
-    return quantizer
+def create_quantizer(plan: Plan, manager: PluginManager) -> Quantizer | None:
+    """What packs the layers, the head or both; None where nothing is packed."""
+    from core.interfaces.quantizer import ByRole
+
+    chosen, of_head = plan.chosen("quantizer"), plan.chosen(HEAD_QUANTIZER)
+    layers: Quantizer | None = _create(plan, manager, "quantizer") if chosen is not None else None
+    packs_head = layers is not None and "head" in layers.roles
+    if of_head is None:
+        return ByRole(layers, None) if packs_head else layers
+    if packs_head and chosen is not None and (chosen.name, chosen.plugin) == (of_head.name, of_head.plugin):
+        return layers
+    return ByRole(layers, _create(plan, manager, HEAD_QUANTIZER).of_role("head"))
 
 
 def load_model(plan: Plan) -> Decoder:
@@ -208,9 +217,11 @@ def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weig
         if plan.packing is None:
             yield weights(checkpoint, family.family(), plan.spec)
         elif plan.packing.adopted:
-            yield adopted_weights(checkpoint, family.family(), plan.spec, create_quantizer(plan, manager))
+            yield adopted_weights(checkpoint, family.family(), plan.spec, _create(plan, manager, "quantizer"))
         else:
-            yield packed_weights(checkpoint, plan.spec, plan.packing, create_quantizer(plan, manager))
+            quantizer = create_quantizer(plan, manager)
+            assert quantizer is not None
+            yield packed_weights(checkpoint, plan.spec, plan.packing, quantizer)
     finally:
         checkpoint.close()
 
@@ -250,6 +261,8 @@ def _create(plan: Plan, manager: PluginManager, kind: str, rank: int = 0) -> Any
     model = offered.offer.settings
     section = model.model_validate(plan.sections[offered.plugin]) if model is not None else None
     offer: Any = offered.offer
+    if kind == HEAD_QUANTIZER and section is not None:
+        section = section.model_copy(update={offer.head: True})
     facts = plan.facts if rank == 0 else {**plan.facts, "parallel.rank": rank}
     made = offer.create(Context(section=section, settings=plan.settings, facts=facts))
     if made is None:  # which elsewhere means that nothing was chosen

@@ -11,7 +11,7 @@ from core.compose.defaults import defaults
 from core.compose.plan import Choice
 from core.compose.settings import KIND_SETTINGS
 from core.errors import Problem
-from core.offers import MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, RulesOffer, SchedulerOffer
+from core.offers import HEAD_QUANTIZER, MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, RulesOffer, SchedulerOffer
 from core.plugin_manager import Offered, PluginManager
 from core.suggest import did_you_mean
 
@@ -70,7 +70,8 @@ def select(configuration: Configuration) -> Selection:
             selection.named += (name,)
             selection.origins[name] = flag
     for kind in (*SINGLE_KINDS, *OPTIONAL_KINDS):
-        _select_one(kind, configuration, selection)
+        if kind != HEAD_QUANTIZER:  # which hangs on the quantizer that is chosen here
+            _select_one(kind, configuration, selection)
     selection.problems += _chosen_against(configuration, selection)
     always = defaults()["always"]
     used = {offered.plugin for offered in selection.offers.values()}
@@ -121,7 +122,7 @@ def _select_one(kind: str, configuration: Configuration, selection: Selection) -
         if asked in offers:
             selection.take(kind, offers[asked], configuration.origin(setting))
         else:
-            selection.problems.append(_no_offer(kind, asked, list(offers.values()), configuration))
+            selection.problems.append(no_offer(kind, asked, list(offers.values()), configuration))
         return
     refused = {no.value: no.origin for no in configuration.refused if no.key == (setting,)}
     candidates = [offered for name, offered in offers.items() if offered.plugin in selection.named and name not in refused]
@@ -174,7 +175,7 @@ def _select_default(kind: str, offers: dict[str, Offered], configuration: Config
     return None
 
 
-def _no_offer(kind: str, asked: str, offers: list[Offered], configuration: Configuration) -> Problem:
+def no_offer(kind: str, asked: str, offers: list[Offered], configuration: Configuration) -> Problem:
     manager = configuration.manager
     setting = KIND_SETTINGS[kind]
     words = configuration.vocabulary.words.get(f"--{setting.replace('_', '-')}")

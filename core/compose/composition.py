@@ -12,6 +12,7 @@ from core.compose.facts import Facts
 from core.compose.find_model import Found, find_model
 from core.compose.first_pass import FirstPass
 from core.compose.gather import origins_of
+from core.compose.head import select_head, settle_head
 from core.compose.judgement import judged
 from core.compose.packed import take_packing
 from core.compose.parsers import recognize_parsers
@@ -45,6 +46,7 @@ def attempt(
     """
     configuration = read(first, manager)
     selection = select(configuration)
+    select_head(configuration, selection)
     problems = [*configuration.problems, *selection.problems]
     if not configuration.settings:
         return Composition(selection, Facts({}), problems)
@@ -65,6 +67,7 @@ def attempt(
             found = find_model(configuration, selection, resolved, known)
             if found.packing is not None:
                 overruled = take_packing(found.packing, found.folder.name, configuration, selection)
+            settle_head(configuration, selection, found.packing is not None and found.packing.of_layers)
             overruled += recognize_parsers(configuration, selection, resolved, found)
         except UserError as error:
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]

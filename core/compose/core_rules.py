@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from core.compose.settings import KIND_SETTINGS
 from core.interfaces.rules import Condition, FactRef, Remedy, Rule
+from core.offers import HEAD_QUANTIZER
 
 
 def _one_of_a_kind() -> Iterator[Rule]:
     for kind, setting in KIND_SETTINGS.items():
+        if kind == HEAD_QUANTIZER:  # naming a plugin does not choose it
+            continue
         title = kind.replace("_", " ")
         yield Rule(
             id=f"two-{kind.replace('_', '-')}s".replace("ys", "ies"),
@@ -32,6 +35,30 @@ CORE_RULES: tuple[Rule, ...] = (
         when=(Condition("plugins.repeated", "!=", ()),),
         reason="named more than once: {plugins.repeated}",
         remedies=(Remedy("name each plugin once: --plugins {plugins.named}", {"plugins": FactRef("plugins.named")}),),
+    ),
+    Rule(
+        id="head-packed-otherwise",
+        when=(
+            Condition("model.head_packed_by", "!=", None),
+            Condition("settings.head_quantization", "!=", FactRef("model.head_packed_by")),
+        ),
+        reason="the head of {model.name} is packed already, by {model.head_packed_by}",
+        remedies=(
+            Remedy("--head-quantization auto", {"head_quantization": "auto"}),
+            Remedy("choose the model that was packed, and pack it otherwise"),
+        ),
+    ),
+    Rule(
+        id="head-of-a-format-that-rounds-activations",
+        when=(
+            Condition("head_quantizer.rounds_activations", "==", True),
+            Condition("settings.head_quantization", "!=", FactRef("settings.quantization")),
+        ),
+        reason="{settings.head_quantization} rounds activations as well as weights: it packs no head beside others' layers",
+        remedies=(
+            Remedy("--head-quantization auto", {"head_quantization": "auto"}),
+            Remedy("--quantization {settings.head_quantization}", {"quantization": FactRef("settings.head_quantization")}),
+        ),
     ),
     Rule(
         id="section-of-an-unloaded-plugin",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from core.compose.settings import CoreSettings
 from core.interfaces.rules import Fact
-from core.offers import MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, Section
+from core.offers import HEAD_QUANTIZER, MANY_KINDS, OPTIONAL_KINDS, SINGLE_KINDS, Section
 
 if TYPE_CHECKING:  # at run time this file is part of --help, which waits for neither numpy nor a driver
     from core.compose.probe import DeviceProbe
@@ -40,6 +40,8 @@ def _kind_facts() -> Iterator[Fact]:
     for kind in (*SINGLE_KINDS, *OPTIONAL_KINDS, *MANY_KINDS):
         yield Fact(f"chosen.{kind}", str, f"name of the chosen {kind.replace('_', ' ')}")
     for kind in (*SINGLE_KINDS, *OPTIONAL_KINDS):
+        if kind == HEAD_QUANTIZER:
+            continue
         yield Fact(f"named.{kind}", tuple, f"offers of this kind that the named plugins bring: {kind.replace('_', ' ')}")
         yield Fact(f"named.{kind}.count", int, "how many these are")
         yield Fact(f"named.{kind}.first", str, "the first of them, by the order of --plugins")
@@ -93,6 +95,8 @@ CORE_FACTS: tuple[Fact, ...] = (
     Fact("graph_backend.frameworks", tuple, "frameworks the graph backend can capture; None for any"),
     Fact("quantizer.bits", float, "nominal bits of a packed weight"),
     Fact("quantizer.rounds_activations", bool, "whether the packed format rounds activations as well as weights"),
+    Fact("head_quantizer.rounds_activations", bool, "whether the head's does"),
+    Fact("model.head_packed_by", str, "the quantizer that packed the head of the checkpoint; None where it is not packed"),
     Fact("scheduler.splits_prompts", bool, "whether a prompt may be computed over several steps"),
     Fact("scheduler.splitting", str, "an installed scheduler that splits prompts; None when there is none"),
     Fact("sampler.fitting", str, "an installed sampler that fits the compute backend; None when there is none"),

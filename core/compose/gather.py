@@ -20,7 +20,7 @@ from core.compose.rules import undeclared
 from core.compose.settings import KIND_SETTINGS
 from core.errors import Problem
 from core.interfaces.rules import Fact, Rule
-from core.offers import RulesOffer
+from core.offers import HEAD_QUANTIZER, QuantizerOffer, RulesOffer
 from core.plugin_manager import Offered, PluginManager
 
 
@@ -43,6 +43,7 @@ def gather_facts(
     if found is not None:
         values |= model_facts(found.folder.name, found.architecture, found.folder.format, found.spec)
         values |= shard_facts(found.spec, resolved.ranks, len(probe.devices) if settings["device"] == "cuda" else None)
+        values["model.head_packed_by"] = _packer_of_head(found, manager)
         values |= _size_facts(selection, resolved, probe)
     problems = []
     for offered in selection.rules:
@@ -77,7 +78,7 @@ def _derived(
 def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None, device: str) -> dict[str, Any]:
     backend, sampler = selection.offer("compute_backend"), selection.offer("sampler")
     graph, quantizer, scheduler = selection.offer("graph_backend"), selection.offer("quantizer"), selection.offer("scheduler")
-    parallelism = selection.offer("parallelism")
+    head, parallelism = selection.offer(HEAD_QUANTIZER), selection.offer("parallelism")
     manager = configuration.manager
     framework = getattr(backend, "framework", None)
     formats = number_formats(backend, device)
@@ -114,6 +115,7 @@ def _selection_facts(configuration: Configuration, selection: Selection, found: 
         "graph_backend.fitting": _fitting(manager, "graph_backend", framework),
         "quantizer.bits": float(quantizer.bits) if quantizer else None,
         "quantizer.rounds_activations": quantizer.rounds_activations if quantizer else None,
+        "head_quantizer.rounds_activations": head.rounds_activations if head else None,
         "scheduler.splits_prompts": scheduler.splits_prompts if scheduler else None,
         "scheduler.splitting": splitting[0].name if splitting else None,
     }
@@ -147,6 +149,13 @@ def _is_changed(plugin: str, configuration: Configuration) -> bool:
     values, problems = configuration.section(plugin)
     defaults = {name: configuration.vocabulary.settings[plugin, name].default for name in values}
     return bool(problems) or values != defaults
+
+
+def _packer_of_head(found: Found, manager: PluginManager) -> str | None:
+    """One that is not installed is told of by who chooses it."""
+    packer = found.packing.of_head if found.packing is not None else None
+    names = [offered.name for offered in manager.offers(QuantizerOffer.kind)]
+    return packer.quantizer if packer is not None and packer.quantizer in names else None
 
 
 def _size_facts(selection: Selection, resolved: Resolved, probe: DeviceProbe) -> dict[str, Any]:

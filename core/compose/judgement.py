@@ -37,7 +37,7 @@ def judged(
     configuration: Configuration, selection: Selection, resolved: Resolved, probe: DeviceProbe, found: Found | None
 ) -> Judgement:
     """Asked twice: before the model is looked for, with what is known without it (``found`` is None), and after."""
-    _name_choices(selection, resolved.settings)
+    name_choices(selection, resolved.settings)
     facts, mistakes = gather_facts(configuration, selection, resolved, probe, found)
     rules, more = gather_rules(selection, found, facts)
     of_unloaded = _of_unloaded_plugins(configuration, selection, facts, found)
@@ -63,7 +63,7 @@ def _of_unloaded_plugins(
     return told
 
 
-def _name_choices(selection: Selection, settings: dict[str, Any]) -> None:
+def name_choices(selection: Selection, settings: dict[str, Any]) -> None:
     """Where a setting said "auto", it now says what was chosen."""
     for kind, setting in KIND_SETTINGS.items():
         if kind in selection.offers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic_core import to_jsonable_python
 
@@ -14,38 +14,72 @@ from core.compose.facts import Facts
 from core.compose.find_model import find_model
 from core.compose.first_pass import first_pass
 from core.compose.gather import gather_facts, origins_of
+from core.compose.head import select_head, settle_head
+from core.compose.judgement import name_choices
 from core.compose.plan import Choice, Plan, by_origin
 from core.compose.probe import probe_devices
 from core.compose.rules import judge
 from core.compose.vocabulary import Said
 from core.errors import Problem, UserError
 from core.interfaces.quantizer import Quantizer
-from core.models.packed import Packing, layouts
-from core.offers import QuantizerOffer
+from core.models.packed import Packer, Packing, layouts
+from core.offers import HEAD_QUANTIZER, QuantizerOffer
 from core.plugin_manager import Offered, PluginManager
 
 OF_SAVING = frozenset(
-    {"plugins", "without", "model", "revision", "model_source", "model_cache", "quantization", "dtype", "seed"}
+    {
+        "plugins",
+        "without",
+        "model",
+        "revision",
+        "model_source",
+        "model_cache",
+        "quantization",
+        "head_quantization",
+        "dtype",
+        "seed",
+    }
 )
 """The core's settings that decide what is saved."""
+OF_PACKING = frozenset({"two-quantizers", "head-of-a-format-that-rounds-activations"})
+"""The core's rules that judge it."""
 
 
 def take_packing(packing: Packing, model: str, configuration: Configuration, selection: Selection) -> list[Problem]:
-    """Choose the checkpoint's quantizer with the checkpoint's settings, whatever was said, and warn of what was.
+    """Choose who packed the checkpoint, with the checkpoint's settings, whatever was said, and warn of what was.
 
-    :raises UserError: when its plugin is not there.
+    Of a head that is packed a rule judges what was said; one that is not may be packed while it is loaded.
+
+    :raises UserError: when a plugin of theirs is not there.
     """
-    offered = _packer(packing, model, configuration.manager)
     origin = f"config.json of {model}"
     asked = selection.choice("quantizer")
     warnings = []
-    if asked is not None and asked.name != offered.name:
-        what = f"quantization {asked.name} has no effect: {model} is packed as {offered.name} already"
-        warnings.append(_overruled(what, asked.origin))
-    selection.take("quantizer", offered, origin)
+    if packing.of_layers:
+        offered = _packer(packing, model, configuration.manager)
+        if asked is not None and asked.name != offered.name:
+            what = f"quantization {asked.name} has no effect: {model} is packed as {offered.name} already"
+            warnings.append(_overruled(what, asked.origin))
+        selection.take("quantizer", offered, origin)
+        warnings += _take_settings(packing, offered, model, configuration)
+    if configuration.settings["head_quantization"] == "auto" and packing.of_layers:
+        selection.offers.pop(HEAD_QUANTIZER, None)
+        selection.origins.pop(HEAD_QUANTIZER, None)
+    if packing.of_head is not None:
+        offered = _packer(packing.of_head, model, configuration.manager)
+        if configuration.settings["head_quantization"] == "auto":
+            selection.take(HEAD_QUANTIZER, offered, origin)
+        if packing.of_head != packing or not packing.of_layers:
+            warnings += _take_settings(packing.of_head, offered, model, configuration)
+    return warnings
+
+
+def _take_settings(packer: Packer, offered: Offered, model: str, configuration: Configuration) -> list[Problem]:
+    origin = f"config.json of {model}"
+    warnings = []
     said = configuration.table(offered.plugin)
     before, _ = configuration.section(offered.plugin)
-    for name, value in packing.settings.items():
+    for name, value in packer.settings.items():
         if name not in _at_load(offered):
             configuration.given[(offered.plugin, name)] = Said((offered.plugin, name), value, origin)
     after, _ = configuration.section(offered.plugin)
@@ -65,7 +99,7 @@ def _overruled(what: str, origin: str) -> Problem:
     return Problem(what, origin, ("drop it", "choose the model that was packed, and pack it otherwise"))
 
 
-def _packer(packing: Packing, model: str, manager: PluginManager) -> Offered:
+def _packer(packing: Packer, model: str, manager: PluginManager) -> Offered:
     offers = [each for each in manager.offers(QuantizerOffer.kind) if each.name == packing.quantizer]
     found = next((each for each in offers if each.plugin == packing.plugin), None)
     if found is not None:
@@ -98,10 +132,12 @@ def compose_saving(argv: Sequence[str], *, env: Mapping[str, str] | None = None,
     manager = manager or first.discover()
     configuration = read(first, manager)
     selection = select(configuration)
+    select_head(configuration, selection)
     refuse_with([*configuration.problems, *selection.problems])
-    packer = selection.offers.get("quantizer")
-    refuse_with([*_meaningless(configuration, packer), *_no_packer(packer, manager)])
-    assert packer is not None
+    kinds = QuantizerOffer.kind, HEAD_QUANTIZER
+    packers = {kind: selection.offers[kind] for kind in kinds if kind in selection.offers}
+    refuse_with([*_meaningless(configuration, packers.values()), *_no_packer(packers, manager)])
+    settle_head(configuration, selection, stored=False)
     probe = probe_devices(first.env)
     resolved = resolve_machine(configuration, probe)
     try:
@@ -116,17 +152,19 @@ def compose_saving(argv: Sequence[str], *, env: Mapping[str, str] | None = None,
             "choose the model that was packed",
         )
     resolve_sizes(resolved, configuration, selection, found.spec, probe)
+    name_choices(selection, resolved.settings)
     facts, problems = gather_facts(configuration, selection, resolved, probe, found)
     anywhere = {name: value for name, value in facts.items() if not name.startswith("device.")}
-    rules = [*(rule for rule in CORE_RULES if rule.id == "two-quantizers"), *packer.offer.rules]
+    rules = [rule for rule in CORE_RULES if rule.id in OF_PACKING]
+    rules += {rule.id: rule for packer in packers.values() for rule in packer.offer.rules}.values()
     violations = judge(Facts(anywhere, facts.schema.values(), origins_of(configuration, selection, resolved)), rules)
     refused = [each.problem() for each in violations if each.rule.severity == "error"]
-    section, mistakes = configuration.section(packer.plugin)
-    refuse_with([*problems, *mistakes, *refused])
-    chosen = {"quantizer": packer, "model": found.family, "checkpoint_format": found.format}
+    sections = {packer.plugin: configuration.section(packer.plugin) for packer in packers.values()}
+    refuse_with([*problems, *(mistake for _, mistakes in sections.values() for mistake in mistakes), *refused])
+    chosen = {**packers, "model": found.family, "checkpoint_format": found.format}
     return Plan(
         settings=resolved.settings,
-        sections={packer.plugin: section},
+        sections={plugin: section for plugin, (section, _) in sections.items()},
         origins=origins_of(configuration, selection, resolved),
         choices=tuple(Choice(kind, each.name, each.plugin, each.provenance, "") for kind, each in chosen.items()),
         facts=dict(facts),
@@ -138,22 +176,28 @@ def compose_saving(argv: Sequence[str], *, env: Mapping[str, str] | None = None,
 
 def packing_of(plan: Plan, quantizer: Quantizer, manager: PluginManager) -> Packing:
     """What config.json says of a checkpoint that this plan saves."""
-    choice = plan.chosen("quantizer")
-    assert choice is not None
-    offered = next(each for each in manager.offers(choice.kind) if each.name == choice.name and each.plugin == choice.plugin)
-    settings = {name: value for name, value in plan.sections[choice.plugin].items() if name not in _at_load(offered)}
-    return Packing(choice.name, choice.plugin, to_jsonable_python(settings), layouts(quantizer))
+    first, *other = packers_of(plan, manager)
+    return Packing(first.quantizer, first.plugin, first.settings, layouts(quantizer), head=other[0] if other else None)
 
 
-def _meaningless(configuration: Configuration, packer: Offered | None) -> list[Problem]:
+def packers_of(plan: Plan, manager: PluginManager) -> Iterator[Packer]:
+    """Of the layers, if they are packed, and of the head, if that is another."""
+    choices = [choice for kind in (QuantizerOffer.kind, HEAD_QUANTIZER) if (choice := plan.chosen(kind)) is not None]
+    for name, plugin in dict.fromkeys((choice.name, choice.plugin) for choice in choices):
+        offered = next(each for each in manager.offers(QuantizerOffer.kind) if (each.name, each.plugin) == (name, plugin))
+        settings = {key: value for key, value in plan.sections[plugin].items() if key not in _at_load(offered)}
+        yield Packer(name, plugin, to_jsonable_python(settings))
+
+
+def _meaningless(configuration: Configuration, packers: Iterable[Offered]) -> list[Problem]:
     """What a config file or the environment says for serving is left alone; a flag was meant for this command."""
-    own = packer.plugin if packer is not None else ""
+    own = {packer.plugin for packer in packers}
     flags = [
         said.origin
         for key, said in configuration.given.items()
-        if not (key[0] in OF_SAVING if len(key) == 1 else key[0] == own)
+        if not (key[0] in OF_SAVING if len(key) == 1 else key[0] in own)
     ]
-    flags += [origin for name, origin in configuration.features.items() if name != own]
+    flags += [origin for name, origin in configuration.features.items() if name not in own]
     return [
         Problem(f"{flag} has no part in saving a packed checkpoint", "", ("drop it",))
         for flag in dict.fromkeys(flags)
@@ -161,8 +205,8 @@ def _meaningless(configuration: Configuration, packer: Offered | None) -> list[P
     ]
 
 
-def _no_packer(packer: Offered | None, manager: PluginManager) -> list[Problem]:
-    if packer is not None:
+def _no_packer(packers: Mapping[str, Offered], manager: PluginManager) -> list[Problem]:
+    if packers:
         return []
     names = [offered.name for offered in manager.offers(QuantizerOffer.kind)]
     remedies = [f"--quantization {name}" for name in names] or ["install a plugin that offers a quantizer"]

@@ -134,6 +134,10 @@ def explain_text(plan: Plan) -> str:
     ]
     if plan.chosen("quantizer") is None:
         rows.append(("  quantizer", "none", "weights keep the number format", plan.origins.get("quantization", "default")))
+    if plan.chosen("head_quantizer") is None:
+        rows.append(
+            ("  head quantizer", "none", "the head keeps the number format", plan.origins.get("head_quantization", "default"))
+        )
     lines += _table(rows)
     lines += [f"  why {name}: {plan.reasons[name]}" for name in KIND_SETTINGS.values() if name in plan.reasons]
     lines += ["", "settings"]

@@ -19,6 +19,7 @@ KIND_SETTINGS: dict[str, str] = {
     "block_policy": "block_policy",
     "graph_backend": "graph",
     "quantizer": "quantization",
+    "head_quantizer": "head_quantization",
     "parallelism": "parallelism",
     "draft_proposer": "speculation",
     "grammar_backend": "grammar",
@@ -75,6 +76,11 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     front_end: str = Field("auto", description="the door requests come through")
     page: str = Field("auto", description="what browsers are shown by the front end; none for nothing")
     quantization: str = Field("auto", description="packed weight format; none for the checkpoint's own")
+    head_quantization: str = Field(
+        "auto",
+        description="the quantizer that packs the output head, whoever packs the layers; none for nobody; left out, that of "
+        "the layers does as its own settings say",
+    )
     parallelism: str = Field("auto", description="how several processes share a model; none for one process")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(

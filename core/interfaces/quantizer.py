@@ -118,6 +118,36 @@ class Quantizer(ABC):
         return None
 
 
+class ByRole(Quantizer):
+    """One quantizer for the layers and another for the head, or for one of them alone."""
+
+    def __init__(self, layers: Quantizer | None, head: Quantizer | None) -> None:
+        """``head`` packs the head and nothing else, ``layers`` what it packs but the head."""
+        if layers is None and head is None:
+            raise ValueError("neither the layers nor the head is packed")
+        self._layers, self._head = layers, head
+        named: list[Quantizer] = [each for each in (layers, head) if each is not None]
+        self.name, self.layout = " and ".join(each.name for each in named), named[0].layout
+        self.roles = frozenset[Role]() if layers is None else layers.roles - {"head"}
+        if head is not None:
+            self.roles |= {"head"}
+
+    def of_role(self, role: Role) -> Quantizer:
+        its = self._head if role == "head" else self._layers and self._layers.of_role(role)
+        if its is None:
+            raise LookupError(f"{role} is not packed")
+        return its
+
+    def pack(self, weight: NDArray[np.float32]) -> Packed:
+        raise LookupError(f"{self.name} pack by role: of_role says which")
+
+    def unpack(self, packed: Packed) -> NDArray[np.float32]:
+        raise LookupError(f"{self.name} pack by role: of_role says which")
+
+    def bits_per_weight(self, in_features: int) -> float:
+        raise LookupError(f"{self.name} pack by role: of_role says which")
+
+
 def packed_chunks(weight: Weight, quantizer: Quantizer) -> Iterator[Packed]:
     """A weight a few rows at a time, so that no matrix ever exists whole in float32: ``stack`` makes one of them.
 

@@ -34,27 +34,40 @@ AGAIN = "save it again: dovetail quantize"
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Who packed a checkpoint: the quantizer's name, its plugin, that plugin's settings, and the layout of each packed role.
-
-    ``adopted``: another program did, and this quantizer reads its tensors, under the names and in the order of that program.
-    """
+class Packer:
+    """Who packed something: the quantizer's name, its plugin, and that plugin's settings."""
 
     quantizer: str
     plugin: str
     settings: Mapping[str, Any]
+
+    def as_table(self) -> dict[str, Any]:
+        return {"quantizer": self.quantizer, "plugin": self.plugin, "settings": dict(self.settings)}
+
+
+@dataclass(frozen=True)
+class Packing(Packer):
+    """Who packed a checkpoint, and the layout of each packed role. ``head``: who packed the head, where that was another.
+
+    ``adopted``: another program did, and this quantizer reads its tensors, under the names and in the order of that program.
+    """
+
     layouts: Mapping[Role, str]
     adopted: bool = False
+    head: Packer | None = None
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether more than a head is packed."""
+        return self.adopted or not self.layouts.keys() <= {"head"}
+
+    @property
+    def of_head(self) -> Packer | None:
+        return (self.head or self) if "head" in self.layouts else None
 
     def as_config(self) -> dict[str, Any]:
-        return {
-            "quant_method": METHOD,
-            "version": VERSION,
-            "quantizer": self.quantizer,
-            "plugin": self.plugin,
-            "settings": dict(self.settings),
-            "layouts": dict(self.layouts),
-        }
+        head = {} if self.head is None else {"head": self.head.as_table()}
+        return {"quant_method": METHOD, "version": VERSION, **self.as_table(), **head, "layouts": dict(self.layouts)}
 
 
 def layouts(quantizer: Quantizer) -> dict[Role, str]:
@@ -90,14 +103,15 @@ def read_packing(
             "use the Dovetail that saved it",
             f"or {AGAIN}",
         )
-    settings, stored = found.get("settings"), found.get("layouts")
-    names = (found.get("quantizer"), found.get("plugin"))
-    if not (
-        isinstance(settings, Mapping)
-        and isinstance(stored, Mapping)
-        and stored
-        and set(stored) <= set(LINEAR_ROLES)
-        and all(isinstance(name, str) and name for name in (*names, *stored.values()))
+    stored = found.get("layouts")
+    packer, head = _packer(found), None if found.get("head") is None else _packer(found["head"])
+    if (
+        packer is None
+        or (head is None and "head" in found)
+        or not isinstance(stored, Mapping)
+        or not stored
+        or not set(stored) <= set(LINEAR_ROLES)
+        or not all(isinstance(layout, str) and layout for layout in stored.values())
     ):
         raise UserError.of(
             f"the {KEY} of {model} does not say which quantizer packed what, and how",
@@ -105,7 +119,14 @@ def read_packing(
             "fetch the checkpoint again",
             f"or {AGAIN}",
         )
-    return Packing(str(names[0]), str(names[1]), settings, stored)
+    return Packing(packer.quantizer, packer.plugin, packer.settings, stored, head=head)
+
+
+def _packer(table: Any) -> Packer | None:
+    match table:
+        case {"quantizer": str(quantizer), "plugin": str(plugin), "settings": Mapping() as settings} if quantizer and plugin:
+            return Packer(quantizer, plugin, settings)
+    return None
 
 
 def foreign(found: Any, model: str, known: Sequence[str]) -> UserError:
@@ -170,7 +191,12 @@ def packed_weights(checkpoint: Checkpoint, spec: DecoderSpec, packing: Packing, 
 
 
 def check_layouts(packing: Packing, quantizer: Quantizer) -> None:
-    ours = layouts(quantizer)
+    alone = packing.layouts.keys() <= {"head"}  # what is not packed in the checkpoint may be packed while it is loaded
+    ours = {
+        role: layout
+        for role, layout in layouts(quantizer).items()
+        if (role == "head" if alone else role != "head" or role in packing.layouts)
+    }
     if ours != dict(packing.layouts):
         stored, reads = (", ".join(f"{role} {layout}" for role, layout in each.items()) for each in (packing.layouts, ours))
         raise UserError.of(

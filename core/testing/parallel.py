@@ -16,7 +16,7 @@ from core.errors import EngineDeadError
 from core.interfaces.compute import ComputeBackend
 from core.interfaces.model import DecoderSpec, Weight, WeightName
 from core.interfaces.parallel import Collective
-from core.interfaces.quantizer import Quantizer
+from core.interfaces.quantizer import ByRole, Quantizer
 from core.models.decoder import Decoder
 from core.models.shard import Shard
 from core.testing.contract import Contract
@@ -33,6 +33,10 @@ SPLITS: dict[str, tuple[int, dict[str, Any]]] = {
     "a key/value head for two ranks": (4, {}),
     "a vocabulary that does not divide": (2, {"vocab": 97, "tied_head": False}),
     "a rank without vocabulary": (4, {"vocab": 97, "num_kv_heads": 4, "rope_style": "half"}),
+}
+PACKED: dict[str, Quantizer] = {
+    "all": RowInt8(frozenset({"qkv", "o", "gate_up", "down", "head"})),
+    "the head": ByRole(None, RowInt8()),
 }
 
 
@@ -112,8 +116,9 @@ class ParallelismContract(Contract, kit=True):
         ranks, shape = SPLITS[split]
         self.compare(folder, ranks, tiny_spec(**shape), None)
 
-    def test_ranks_multiply_by_the_quantized_weights_of_one_alone(self, folder: Path) -> None:
-        self.compare(folder, 2, tiny_spec(), RowInt8(frozenset({"qkv", "o", "gate_up", "down", "head"})))
+    @pytest.mark.parametrize("packed", PACKED)
+    def test_ranks_multiply_by_the_quantized_weights_of_one_alone(self, folder: Path, packed: str) -> None:
+        self.compare(folder, 2, tiny_spec(vocab=97, tied_head=packed == "all"), PACKED[packed])
 
     def compare(self, folder: Path, ranks: int, spec: DecoderSpec, quantizer: Quantizer | None) -> None:
         weights = random_weights(spec)

@@ -58,6 +58,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         bits=8,
         rounds_activations=True,
         stored_bits=stored_bits,
+        head="head",
         at_load=frozenset({"emulate"}),
         reads=reads,
         create=create,

@@ -57,6 +57,7 @@ def _groups_divide(what: str, width: str) -> Rule:
     return Rule(
         id=f"wint4-groups-do-not-divide-{what.replace(' ', '-')}",
         when=(
+            Condition("chosen.quantizer", "==", "wint4"),  # a head alone has no groups
             Condition("settings.quant_wint4.pad", "==", False),
             Condition("settings.quant_wint4.group_size", ">", 0),
             Condition("settings.quant_wint4.group_size", "not divides", FactRef(width)),
@@ -83,6 +84,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         summary="four bits a weight, one scale for each group of a row",
         bits=4,
         stored_bits=stored_bits,
+        head="head",
         at_load=frozenset({"activations"}),
         reads=reads,
         create=create,

@@ -56,6 +56,7 @@ def register_quantizers() -> Iterable[QuantizerOffer]:
         summary="eight bits a weight, one scale for each output channel",
         bits=8,
         stored_bits=stored_bits,
+        head="head",
         at_load=frozenset({"activations"}),
         reads=reads,
         create=create,

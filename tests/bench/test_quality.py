@@ -37,6 +37,22 @@ def test_packing_is_seen():
     assert [format.partition(",")[0] for format in four.formats] == ["int4 in groups of 32", "int8 a row"]
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("model", ["random:tiny", "random:llama-tiny"], ids=["tied", "untied"])
+@pytest.mark.parametrize("layers", [[], ["--quantization", "fp8", "--fp8-emulate"]], ids=["as they are", "fp8"])
+def test_a_head_in_eight_bits_beside_any_layers(layers, model, kernels):
+    """It takes the bytes it says, leaves the layers alone, and moves the predictions by little, but moves them."""
+    base = [*BASE, "--model", model, "--torch-kernels", kernels, *layers]
+    found = quality.measure(compose([*base, "--head-quantization", "wint8"]), compose(base), TEXT, 200)
+    assert found.formats[-1].startswith("int8 a row, ")
+    reference = quality.measure(compose(base), compose(base), TEXT, 2)
+    assert found.formats[:-1] == reference.formats[: len(found.formats) - 1]
+    assert found.layer_bytes == reference.layer_bytes
+    assert found.head_bytes < 0.6 * 2 * 512 * 64
+    assert 0 < found.kl < 1e-4
+    assert found.same_best > 0.9
+
+
 def test_the_report(capsys):
     assert quality.main(["--model", "random:tiny", "--tokens", "64", "--quantization", "wint8", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -55,6 +71,7 @@ def test_a_refused_composition_is_told(capsys):
     [
         (["--quantization", "wint8"], 0.04, 0.05),
         (["--quantization", "wint8", "--quant-wint8-activations", "int16"], 0.01, 0.01),
+        (["--head-quantization", "wint8"], 0.01, 0.01),
         (["--quantization", "wint4", "--quant-wint4-group-size", "32"], 0.30, 0.40),
     ],
 )

@@ -152,6 +152,11 @@ def picky_sampler():
     return Point("picky", plugin("picky_module", register_samplers=[sampler("picky", frameworks=("paddle",))]))
 
 
+def rounding():
+    offer = quantizer("rounding", rounds_activations=True, settings=DoorSettings, head="tls")
+    return Point("rounding", plugin("rounding_module", register_quantizers=[offer]))
+
+
 def picky_graph():
     offer = GraphBackendOffer(name="picky", summary="p", create=create, frameworks=frozenset({"paddle"}))
     return Point("picky", plugin("picky_module", register_graph_backends=[offer]))
@@ -166,6 +171,7 @@ CASES = [
     ("two-front-ends", PAIR, CPU, lambda: two_of("front_end"), 1),
     ("two-parallelisms", PAIR, CPU, lambda: two_of("parallelism"), 1),
     ("two-schedulers", {"plugins": "plain,prefill_chunked"}, CPU, manager, 1),
+    ("head-of-a-format-that-rounds-activations", {"head_quantization": "rounding"}, CPU, lambda: manager(rounding()), 2),
     ("plugin-named-twice", {"plugins": "plain,plain"}, CPU, manager, 1),
     (
         "section-of-an-unloaded-plugin",
@@ -304,7 +310,8 @@ def test_there_is_a_case_for_every_core_rule():
     without_case = {each.id for each in CORE_RULES} - {case[0] for case in CASES}
     # These are cut from the same data as the other kinds.
     kinds = ("cache-policies", "block-policies", "draft-proposers", "grammar-backends", "tool-parsers", "reasoning-parsers")
-    assert without_case == {f"two-{kind}" for kind in (*kinds, "pages")}
+    of_packed_models = "head-packed-otherwise"  # tests/compose/test_head.py
+    assert without_case == {*(f"two-{kind}" for kind in (*kinds, "pages")), of_packed_models}
 
 
 def test_a_sound_composition_breaks_no_rule():

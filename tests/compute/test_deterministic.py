@@ -8,6 +8,7 @@ from core.compose.first_pass import first_pass
 from core.compute.torch_backend import kernels
 from core.compute.torch_backend.native.backend import NativeBackend
 from core.errors import UserError
+from core.interfaces.quantizer import ByRole
 from core.plugin_manager import PluginManager
 from core.testing.fakes import BlockInt8
 from core.testing.inputs import random_weights, tiny_spec
@@ -17,7 +18,13 @@ from quant_wint8.pack import RowInt8
 
 PROMPT = 300  # more keys than one task has where they are parted
 SPEC = tiny_spec(hidden=64, num_heads=8, intermediate=160, vocab=333)
-FORMATS = {"bfloat16": None, "float32": None, "wint8": RowInt8(), "wint4": GroupInt4(32)}
+FORMATS = {
+    "bfloat16": None,
+    "float32": None,
+    "wint8": RowInt8(),
+    "wint4": GroupInt4(32),
+    "a packed head": ByRole(None, RowInt8()),
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)

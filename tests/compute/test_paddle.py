@@ -14,6 +14,7 @@ from core.compose.composition import attempt
 from core.compose.first_pass import first_pass
 from core.compute.paddle_backend import framework, plugin
 from core.interfaces.model import Weight, WeightName
+from core.interfaces.quantizer import ByRole
 from core.testing.compute import ComputeBackendContract
 from core.testing.fakes import RowInt8
 from core.testing.inputs import PagedSequences, random_weights, tiny_spec
@@ -36,6 +37,15 @@ class TestPaddleOnCpu(ComputeBackendContract):
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_another_packs_is_multiplied_by_its_values():
+    weight = random_weights(tiny_spec())[WeightName("head")]
+    head = made().place(weight, tiny_spec(), ByRole(None, RowInt8()))
+    values = RowInt8().unpack(RowInt8().pack(weight.parts[0]))
+    x = np.random.default_rng(0).standard_normal((3, values.shape[1])).astype(np.float32)
+    assert np.allclose(head(to_paddle(x)).numpy(), x @ values.T, atol=1e-5)
+    assert head.format == "fake_int8 held as float32"
 
 
 def test_what_paddle_stores_in_out_is_held_and_multiplied_so():
@@ -147,6 +157,7 @@ def composed(probe, *flags):
 
 
 REFUSED = {
+    "paddle-unpacks-a-head-on-a-cpu": (CPU, ("--head-quantization", "wint8"), "--head-quantization none"),
     "paddle-rounds-no-activations": (CPU, ("--quantization", "block_wise_fp8"), "--quantization none"),
     "number-format-the-backend-lacks": (CPU, ("--dtype", "bfloat16"), "--dtype float32"),
     "cuda-graphs-need-cuda": (CPU, ("--use-cudagraph",), "run steps eagerly"),

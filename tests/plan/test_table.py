@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said(argv, said, capsys):
         (
             ["--model", "random:tiny", "--quantization", "wint4"],
             "groups of 128 weights do not divide the hidden width 64",
-            "default of quant_wint4.pad, default of quant_wint4.group_size, --model",
+            "--quantization, default of quant_wint4.pad, default of quant_wint4.group_size, --model",
         ),
         (
             ["--quantization", "wint3"],

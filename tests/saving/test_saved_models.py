@@ -20,8 +20,11 @@ FORMATS = {
     "wint4 searched": ["--quantization", "wint4", "--quant-wint4-group-size", "0", "--quant-wint4-search"],
     "wint4 filled up": ["--quantization", "wint4", "--quant-wint4-pad", "--no-quant-wint4-head"],
     "fp8": ["--quantization", "block_wise_fp8", "--quant-fp8-emulate", "--quant-fp8-head"],
+    "the head alone": ["--head-quantization", "wint8"],
+    "fp8, the head of another": ["--quantization", "block_wise_fp8", "--quant-fp8-emulate", "--head-quantization", "wint8"],
 }
-AT_LOAD = {"fp8": ["--quant-fp8-emulate"]}  # what config.json does not say
+EMULATED = ["--quant-fp8-emulate"]
+AT_LOAD = {"fp8": EMULATED, "fp8, the head of another": EMULATED}  # what config.json does not say
 TOKENS = np.array([1, 5, 300, 7, 7, 21, 2, 40], np.int32)
 SHARD = 100_000  # bytes: several files
 
@@ -70,6 +73,7 @@ TOKENIZER = {
         ("paddle, untied", "wint8 without the head"),
         ("gguf", "wint8"),
         ("random llama, untied", "fp8"),
+        ("float32, untied", "the head alone"),
     ],
 )
 def test_logits_are_those_of_packing_while_loading(sources, source, packed, tmp_path):
@@ -79,6 +83,20 @@ def test_logits_are_those_of_packing_while_loading(sources, source, packed, tmp_
         expected = logits(model, "--dtype", dtype, *flags)
         assert np.array_equal(logits(saved.folder, "--dtype", dtype, *AT_LOAD.get(packed, ())), expected)
         assert len(set(expected.argmax(1))) > 1
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "loaded_with"),
+    [
+        (["--quantization", "wint8", "--head-quantization", "none"], ["--head-quantization", "wint8"]),
+        (["--head-quantization", "wint8"], ["--quantization", "wint8"]),
+    ],
+    ids=["the head", "the layers"],
+)
+def test_what_the_folder_has_unpacked_may_be_packed_while_loading(sources, saved_with, loaded_with, tmp_path):
+    model = str(sources["random llama, untied"])
+    saved = save_packed(["--model", model, *saved_with], tmp_path / "packed", SHARD)
+    assert np.array_equal(logits(saved.folder, *loaded_with), logits(model, "--quantization", "wint8"))
 
 
 @pytest.mark.parametrize("source", ["random", "gguf"])

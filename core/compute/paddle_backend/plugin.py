@@ -50,6 +50,14 @@ RULES = (
         remedies=(TORCH, Remedy("--quantization none", {"quantization": "none"})),
         severity="warning",
     ),
+    Rule(
+        id="paddle-unpacks-a-head-on-a-cpu",
+        when=(ON_CPU, Condition("quantizer.bits", "==", None), Condition("chosen.head_quantizer", "!=", None)),
+        reason="on a CPU PaddlePaddle has no product by packed weights: the head that {chosen.head_quantizer} packs is held "
+        "unpacked in float32, four bytes a weight",
+        remedies=(TORCH, Remedy("--head-quantization none", {"head_quantization": "none"})),
+        severity="warning",
+    ),
 )
 
 

@@ -146,7 +146,7 @@ def test_groups_have_to_divide_what_one_rank_has_of_a_row():
         planned("-tp", "16", "--quantization", "wint4")
     assert str(refused.value) == (
         "groups of 128 weights do not divide the feed-forward width 192\n"
-        "  set by: default of quant_wint4.pad, default of quant_wint4.group_size, --model, -tp\n"
+        "  set by: --quantization, default of quant_wint4.pad, default of quant_wint4.group_size, --model, -tp\n"
         "  remedy: --quant-wint4-pad: fill each row up with zeros\n"
         "  remedy: --quant-wint4-group-size 0: one scale a row"
     )

@@ -7,8 +7,9 @@ import torch
 from core.compute.torch_backend.triton.backend import TritonBackend
 from core.compute.torch_backend.triton.packed import TiledLinear
 from core.interfaces.model import Weight, WeightName
+from core.interfaces.quantizer import ByRole
 from core.testing import reference
-from core.testing.inputs import tiny_spec
+from core.testing.inputs import random_weights, tiny_spec
 from quant_wint4.pack import GroupInt4
 from quant_wint8.pack import RowInt8
 
@@ -37,6 +38,21 @@ def test_packed_weights_are_multiplied_by_as_they_are(name):
         got = backend.gate_up(torch.from_numpy(hidden), norm, gate_up).numpy()
         expected = reference.gated(reference.rms_norm(hidden.astype(np.float64), np.ones(96), spec.norm_eps) @ values.T)
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_packed_beside_linears_that_are_not(tied):
+    spec = tiny_spec(hidden=48, vocab=333, tied_head=tied)
+    quantizer, backend = ByRole(None, RowInt8()), TritonBackend("cpu", "float32", threads=1)
+    placed = {name: backend.place(weight, spec, quantizer) for name, weight in random_weights(spec).items()}
+    head = placed[WeightName("head")]
+    assert isinstance(head, TiledLinear)
+    assert not isinstance(placed[WeightName("o", 0)], TiledLinear)
+    weight = random_weights(spec)[WeightName("head")].parts[0]
+    values = RowInt8().unpack(RowInt8().pack(weight)).astype(np.float64)
+    for tokens in (1, 5, 17):
+        x = np.random.default_rng(tokens).standard_normal((tokens, 48)).astype(np.float32)
+        assert np.abs(head.logits(torch.from_numpy(x)).numpy() - x @ values.T).max() < 1e-5 * np.abs(x @ values.T).max()
 
 
 @pytest.mark.parametrize("name", FORMATS)
