@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +15,14 @@ from core.bench.offline import run
 from core.bench.report import ANOTHER, PEERS, Measured, Options, Report
 from core.errors import ExitCode, UserError, problem_text
 
+OTHERS = {"gpu": "core.bench.gpu", "tune": "core.bench.tune"}
+"""Commands of their own, by what is said first."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in OTHERS:
+        return int(import_module(OTHERS[argv[0]]).main(argv[1:]))
     parser = _parser()
     known, compose = parser.parse_known_args(argv)
     options = Options(
@@ -51,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m core.bench",
         description="Decode and prefill speed of a composition, alone or beside its peers on the same weights, "
-        "in child processes that take turns. Flags that are not listed here go to the composition: --plugins and the like.",
+        "in child processes that take turns. Flags that are not listed here go to the composition: --plugins and the like. "
+        "`gpu` instead of flags: other workloads; `tune`: how a CUDA device's kernels are divided best. Each has its --help.",
         allow_abbrev=False,
     )
     default = Options()

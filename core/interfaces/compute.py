@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.errors import UserError
 from core.interfaces.graph import StaticStep, StepShape
 from core.interfaces.model import DecoderSpec, Role, Weight
 from core.interfaces.quantizer import Quantizer
+from core.interfaces.tuning import Tuned, Tuning
 
 if TYPE_CHECKING:
     from core.interfaces.parallel import Collective
@@ -370,6 +372,15 @@ class ComputeBackend(ABC):
         """
         here = [np.array(self.to_host(array)) for array in arrays]  # copies: some are the memory of the array itself
         return lambda: here
+
+    def tune(self, spec: DecoderSpec, layer: Layer, norm: Array, head: Linear, wanted: Tuning) -> Tuned:
+        """Try out how this backend's kernels are divided best on this device, for these weights of a model: a layer's, the
+        final norm and the head. What does not compute what the reference computes must not win.
+
+        :raises UserError: by a backend that has nothing to try out, as most have not.
+        """
+        what = f"{type(self).__name__} on {self.device} has nothing to tune: its operations are divided in one way"
+        raise UserError.of(what, "", "tune where kernels can be divided in several: choose another --device or --backend")
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
         """Release what a garbage collector would not."""

@@ -11,6 +11,7 @@ from core.compute.torch_backend import kernels
 from core.compute.torch_backend.backend import TorchBackend
 from core.compute.torch_backend.native import build, check, library
 from core.compute.torch_backend.native.backend import NativeBackend
+from core.compute.torch_backend.triton import tables
 from core.errors import UserError
 
 
@@ -98,6 +99,7 @@ def test_on_cuda_the_kernels_are_tritons(device, monkeypatch, caplog):
     made = []
     fake = types.ModuleType("core.compute.torch_backend.triton.backend")
     fake.TritonBackend = lambda *given, **options: made.append((given, options)) or made
+    fake.this_device = lambda _: tables.Device("a device that nobody has tuned", ".".join(map(str, device[0])), "3.6")
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     caplog.set_level(logging.INFO)
     assert kernels.on_cuda("auto", "cuda:1", "bfloat16") is made
@@ -107,7 +109,13 @@ def test_on_cuda_the_kernels_are_tritons(device, monkeypatch, caplog):
     assert [options["overlap"] for _, options in made] == [True, False, False]
     assert [options["deterministic"] for _, options in made] == [False, False, True]
     message = "a step's operations are computed by native kernels: Triton on NVIDIA H100"
-    assert said(caplog) == [(logging.INFO, message)] * 3
+    divided = [f"native kernels are divided by {tables.shipped(capability).origin}" for capability in ("9.0", "8.6")]
+    assert [text for _, text in said(caplog)] == [divided[0], message, divided[1], message, message]
+    assert [options["table"] and options["table"].origin for _, options in made] == [
+        tables.shipped("9.0").origin,
+        tables.shipped("8.6").origin,
+        None,
+    ]
 
 
 def test_on_cuda_plain_torch_is_said(device, monkeypatch, caplog):

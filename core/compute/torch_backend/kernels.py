@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from core.compute.torch_backend.backend import TorchBackend, not_deterministic
 from core.compute.torch_backend.native.build import NotBuiltError
+from core.compute.torch_backend.triton.tables import Device, in_force
+from core.compute.torch_backend.triton.tiling import Table
 from core.errors import UserError
 from core.interfaces.compute import DType
 
@@ -25,9 +28,9 @@ def on_cpu(kernels: str, dtype: DType, threads: int, deterministic: bool = False
     return _chosen(kernels, native, lambda: TorchBackend("cpu", dtype, threads), deterministic)
 
 
-def on_cuda(kernels: str, device: str, dtype: DType, deterministic: bool = False) -> TorchBackend:
-    """:raises UserError: as ``on_cpu``."""
-    native = partial(triton_on_cuda, device, dtype, deterministic)
+def on_cuda(kernels: str, device: str, dtype: DType, deterministic: bool = False, tiling: Path | None = None) -> TorchBackend:
+    """``tiling``: a file that says how kernels are divided. :raises UserError: as ``on_cpu``, and when it is no such file."""
+    native = partial(triton_on_cuda, device, dtype, deterministic, tiling)
     return _chosen(kernels, native, lambda: TorchBackend(device, dtype), deterministic)
 
 
@@ -64,15 +67,28 @@ def native_on_cpu(dtype: DType, threads: int, deterministic: bool = False) -> To
     return backend
 
 
-def triton_on_cuda(device: str, dtype: DType, deterministic: bool = False) -> TorchBackend:
+def triton_on_cuda(device: str, dtype: DType, deterministic: bool = False, tiling: Path | None = None) -> TorchBackend:
     """:raises NotBuiltError: when Triton cannot be imported, or makes no kernels for this device."""
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         raise NotBuiltError(f"they are for compute capability 8.0 and newer, and {device} has {'.'.join(map(str, capability))}")
     try:
-        from core.compute.torch_backend.triton.backend import TritonBackend
+        from core.compute.torch_backend.triton.backend import TritonBackend, this_device
     except ImportError as error:
         raise NotBuiltError(f"Triton cannot be imported: {error}") from error
-    backend = TritonBackend(device, dtype, overlap=capability >= OVERLAPS, deterministic=deterministic)
+    divided = None if deterministic else table_for(this_device(torch.device(device)), tiling)
+    backend = TritonBackend(device, dtype, overlap=capability >= OVERLAPS, deterministic=deterministic, table=divided)
     log.info("a step's operations are computed by native kernels: Triton on %s", torch.cuda.get_device_name(device))
     return backend
+
+
+def table_for(device: Device, named: Path | None, cache: Path | None = None) -> Table:
+    """The table of divisions in force on a device; the log says which, and why another is not.
+
+    :raises UserError: when the file that would be taken is no table.
+    """
+    table, passed_over = in_force(device, named, cache)
+    for said in passed_over:
+        log.warning(said)
+    log.info("native kernels are divided by %s", table.origin)
+    return table

@@ -7,7 +7,8 @@ from triton.compiler import ASTSource, compile
 
 from core.compute.torch_backend.triton import attention, few_rows, gate, likeliest, norm, packed, rope, segmented, static, step
 from core.compute.torch_backend.triton.eight import block_tile, by_block
-from core.compute.torch_backend.triton.tiling import fixed_tiling, tiling
+from core.compute.torch_backend.triton.tables import fixed_tiling, shipped
+from core.compute.torch_backend.triton.tiling import tiling
 from quant_wint4.tile import group_tile
 from quant_wint8.tile import tile as row_tile
 
@@ -23,7 +24,7 @@ def projections(tokens, format="16", tile=packed.plain_tile, group=0, rounding=N
         ("gate_up", few_rows._gate_up, {"IN": 1024, "OUT": 3072}),
         ("head", few_rows._logits, {"IN": 1024, "OUT": 103_424, "CHOSEN": False}),
     ):
-        way = tiling(role, tokens, constants["IN"], format) if tokens else fixed_tiling(role, constants["IN"])
+        way = tiling(shipped(), role, tokens, constants["IN"], format) if tokens else fixed_tiling(role, constants["IN"])
         yield kernel, {"EPS": 1e-5, "TILE": tile, "GROUP": group, "ROUND": rounding} | constants | way.constants, way.options
 
 

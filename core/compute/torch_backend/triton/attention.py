@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.compute.torch_backend.triton.arithmetic import await_kernel_before, bound, let_kernel_behind_start, multiply
 from core.compute.torch_backend.triton.step import Step
-from core.compute.torch_backend.triton.tiling import Division, division
+from core.compute.torch_backend.triton.tiling import Division
 from core.interfaces.model import DecoderSpec
 
 ROWS = 16  # the fewest of a tensor core's tile
@@ -51,8 +51,8 @@ class Attention:
         self,
         device: torch.device,
         programs: int,
-        overlap: bool = False,
-        divided: Callable[[int], Division] = division,
+        overlap: bool,
+        divided: Callable[[int], Division],
     ) -> None:
         """``programs``: about as many fill the device. ``divided``: how, by the number of sequences that decode."""
         self._programs = programs

@@ -5,9 +5,12 @@ A few tokens take five kernels a layer: see ``few_rows``. More of them are multi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
@@ -15,7 +18,7 @@ from core.compute.torch_backend.backend import Norm, TorchBackend
 from core.compute.torch_backend.fp8 import BlockFp8Linear
 from core.compute.torch_backend.fp8_codes import BLOCK
 from core.compute.torch_backend.linear import DenseLinear, QuantizedKernel, Target, TorchLinear
-from core.compute.torch_backend.triton import few_rows
+from core.compute.torch_backend.triton import few_rows, tables
 from core.compute.torch_backend.triton.attention import Attention, queries_in_tile
 from core.compute.torch_backend.triton.eight import block_tile, by_block
 from core.compute.torch_backend.triton.gate import gated
@@ -26,11 +29,14 @@ from core.compute.torch_backend.triton.rope import rotate_and_write
 from core.compute.torch_backend.triton.segmented import SegmentedAttention
 from core.compute.torch_backend.triton.static import TritonStaticStep, follow
 from core.compute.torch_backend.triton.step import Step, upload
-from core.compute.torch_backend.triton.tiling import Tiling, fixed_tiling, tiling
-from core.interfaces.compute import DType, KVCache, Linear, SamplingArrays, StepBatch
+from core.compute.torch_backend.triton.tables import Device, fixed_tiling
+from core.compute.torch_backend.triton.tiling import Table, Tiling, division, tiling
+from core.errors import UserError
+from core.interfaces.compute import DType, KVCache, Layer, Linear, SamplingArrays, StepBatch
 from core.interfaces.graph import StepShape
 from core.interfaces.model import DecoderSpec, Role
 from core.interfaces.quantizer import Packed, Quantizer
+from core.interfaces.tuning import Tuned, Tuning
 
 INTERPRETED_PROGRAMS = 16  # what a CPU is taken to have room for, when Triton's interpreter stands in for a device
 
@@ -57,21 +63,47 @@ class TritonBackend(TorchBackend):
     """A decode step is a pure function of its ``Step``'s buffer, the weights and the pages: it may be recorded and replayed."""
 
     def __init__(
-        self, device: str, dtype: DType, threads: int = 0, overlap: bool = False, *, deterministic: bool = False
+        self,
+        device: str,
+        dtype: DType,
+        threads: int = 0,
+        overlap: bool = False,
+        *,
+        deterministic: bool = False,
+        table: Table | None = None,
     ) -> None:
         """``overlap``: a kernel's programs are placed, and what no kernel of a step writes is fetched, while the kernel before
-        ends. ``deterministic``: what comes of a token does not depend on the step it is computed in.
+        ends. ``deterministic``: what comes of a token does not depend on the step it is computed in. ``table``: how kernels are
+        divided; None is what is shipped.
         """
         super().__init__(device, dtype, threads, deterministic=deterministic)
         self._target = RowMajor(self._target.device, self._target.dtype)
-        programs = 2 * self._processors()
-        self._attention: Attention | SegmentedAttention = (
-            SegmentedAttention(self._target.device, programs)
-            if deterministic
-            else Attention(self._target.device, programs, overlap)
-        )
+        self.table = table or tables.shipped()
         self._likeliest = Likeliest(self._target.device, overlap)
         self._overlap = overlap
+        self._attention = self._divided_attention()
+
+    def _divided_attention(self) -> Attention | SegmentedAttention:
+        programs = 2 * self._processors()
+        if self._deterministic:
+            return SegmentedAttention(self._target.device, programs)
+        return Attention(self._target.device, programs, self._overlap, partial(division, self.table))
+
+    def divided_by(self, table: Table) -> TritonBackend:
+        """The same backend with another table."""
+        other = copy.copy(self)
+        other.table = table
+        other._attention = other._divided_attention()
+        return other
+
+    def tune(self, spec: DecoderSpec, layer: Layer, norm: Norm, head: Linear, wanted: Tuning) -> Tuned:
+        from core.compute.torch_backend.triton.tuning import Tuner
+
+        if self._deterministic:
+            what = "deterministic steps divide their kernels in one way for every number of tokens: there is nothing to tune"
+            raise UserError.of(what, "backend_torch.deterministic", "leave out --deterministic")
+        assert isinstance(head, TorchLinear)
+        return Tuner(self, self._target, spec, layer, norm, head, wanted).tuned()
 
     def _processors(self) -> int:
         if self._target.device.type != "cuda":
@@ -143,12 +175,21 @@ class TritonBackend(TorchBackend):
             return None
         if self._deterministic:
             return reading, fixed_tiling(linear.role, linear.in_features, self._target.dtype.itemsize)
-        way = tiling(linear.role, tokens, linear.in_features, format_of(linear), self._target.dtype.itemsize)
+        way = tiling(self.table, linear.role, tokens, linear.in_features, format_of(linear), self._target.dtype.itemsize)
         return None if way is None else (reading, way if self._overlap else replace(way, overlap=False))
 
 
+def this_device(device: torch.device) -> Device:
+    """The interpreter's has no capability."""
+    version = tables.triton_of(triton.__version__)
+    if device.type != "cuda":
+        return Device("Triton's interpreter", "0.0", version)
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return Device(torch.cuda.get_device_name(device), capability, version)
+
+
 def format_of(linear: Linear) -> str:
-    """As ``tiling`` knows it."""
+    """As tables know it."""
     if isinstance(linear, BlockFp8Linear):
         return "fp8"
     if isinstance(linear, TiledLinear):

@@ -1,12 +1,10 @@
-"""How a projection of a few tokens is divided among programs: data (``sm_90.toml``), and what fits other widths to it."""
+"""How a step's kernels are divided among programs: one row of a table (``tables.py``), fitted to a weight's width."""
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.interfaces.model import Role
 
@@ -45,6 +43,31 @@ class Tiling:
 
 
 @dataclass(frozen=True)
+class Way:
+    """A row of a table: as a projection of 16-bit activations is divided, at the width that was tried.
+
+    "library": as for more tokens than the table has, by kernels for many of them.
+    """
+
+    way: Literal["sums", "held", "read", "library"]
+    outputs: int = TILE
+    take: int = LANES  # columns at a time
+    warps: int = 4
+    stages: int = 2
+    rows: int = TILE
+    overlap: bool = False
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Of one role and format. ``columns``: of the weight that was tried; ``rows``: for up to so many tokens, fewest first."""
+
+    columns: int
+    rows: tuple[tuple[int, Way], ...]
+
+
+@dataclass(frozen=True)
 class Division:
     """How the attention of sequences that decode is divided among programs."""
 
@@ -55,60 +78,50 @@ class Division:
     overlap: bool = False
 
 
-def division(sequences: int) -> Division:
-    table = attention()
-    most = min((int(key) for key in table if int(key) >= sequences), default=max(map(int, table)))
-    return Division(**table[str(most)])
+@dataclass(frozen=True)
+class Table:
+    """``origin``: what it is, for people."""
+
+    ways: Mapping[str, Mapping[str, Ways]]  # format -> role -> rows
+    attention: tuple[tuple[int, Division], ...]  # for up to so many sequences, fewest first
+    origin: str
 
 
-def tiling(role: Role, tokens: int, columns: int, format: str, value_bytes: int = 2) -> Tiling | None:
+def division(table: Table, sequences: int) -> Division:
+    """Behind the largest number, as for it."""
+    return next((how for most, how in table.attention if most >= sequences), table.attention[-1][1])
+
+
+def tiling(table: Table, role: Role, tokens: int, columns: int, format: str, value_bytes: int = 2) -> Tiling | None:
     """None: too many tokens. ``format``: the bits of a weight as a number, or "fp8"; ``columns``: of the weight.
 
     ``value_bytes``: of activations.
     """
-    table = ways()[format][role]
-    most = min((int(key) for key in table if key.isdigit() and int(key) >= tokens), default=None)
-    if most is None:
+    ways = table.ways[format][role]
+    way = next((way for most, way in ways.rows if most >= tokens), None)
+    return None if way is None else fitted(way, ways.columns, role, tokens, columns, value_bytes)
+
+
+def fitted(way: Way, tried: int, role: Role, tokens: int, columns: int, value_bytes: int = 2) -> Tiling | None:
+    """What was found for ``tried`` columns, within a lane's registers for as many as there are."""
+    if way.way == "library":
         return None
-    row = table[str(most)]
-    if row["way"] == "read":
-        take = min(2 * row["take"] // value_bytes, max(LANES, power_of_two(columns)))
-        rows, overlap = row.get("rows", TILE), row.get("overlap", False)
-        return Tiling(rows, row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"], overlap=overlap)
-    held, outputs, warps = row["way"] == "held", row["outputs"], row["warps"]
+    if way.way == "read":
+        take = min(2 * way.take // value_bytes, max(LANES, power_of_two(columns)))
+        return Tiling(way.rows, way.outputs, take, dot=True, warps=way.warps, stages=way.stages, overlap=way.overlap)
+    held, outputs, warps = way.way == "held", way.outputs, way.warps
     pairs = 2 if role in ("qkv", "gate_up") else 1
-    while outputs * columns > row["outputs"] * table["columns"] and outputs > (8 if held else 1):
+    while outputs * columns > way.outputs * tried and outputs > (8 if held else 1):
         outputs //= 2
     while outputs * pairs * columns * value_bytes > 4 * HELD * LANES * warps and warps < WARPS:
         warps *= 2
-    take = min(row["take"] * warps // row["warps"], power_of_two(columns))
+    take = min(way.take * warps // way.warps, power_of_two(columns))
     if outputs * pairs * columns * value_bytes > 4 * HELD * LANES * warps or (held and value_bytes > 2):
         return Tiling(TILE, 16, min(128, max(LANES, power_of_two(columns))), dot=True, warps=4, stages=3)
-    early = row.get("early", False) and value_bytes == 2
+    early = way.early and value_bytes == 2
     if held:
         return Tiling(TILE, outputs, max(TILE * warps, take), dot=True, warps=warps, overlap=True, held=True)
     return Tiling(power_of_two(tokens), outputs, max(LANES, take), dot=False, warps=warps, overlap=True, early=early)
-
-
-def fixed_tiling(role: Role, columns: int, value_bytes: int = 2) -> Tiling:
-    """One for every number of tokens (``deterministic.toml``): no sum depends on how many there are."""
-    row = _read("deterministic.toml")[role]
-    take = min(2 * row["take"] // value_bytes, max(LANES, power_of_two(columns)))
-    return Tiling(row["rows"], row["outputs"], take, dot=True, warps=row["warps"], stages=row["stages"])
-
-
-def ways() -> dict[str, dict[str, dict[str, Any]]]:
-    return {name: table for name, table in _read("sm_90.toml").items() if name != "attention"}
-
-
-def attention() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = _read("sm_90.toml")["attention"]
-    return table
-
-
-@cache
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name(name).read_text())
 
 
 def power_of_two(number: int) -> int:

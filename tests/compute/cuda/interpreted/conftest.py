@@ -28,7 +28,9 @@ def called_at_once():
 @pytest.fixture
 def few_programs(monkeypatch):
     """For whole models: the interpreter takes its time for each program, not for what is in it. test_few_rows has every way."""
-    monkeypatch.setattr(backend, "tiling", lambda role, tokens, *_: Tiling(16, 64, 64, dot=True) if tokens <= 16 else None)
+    monkeypatch.setattr(
+        backend, "tiling", lambda table, role, tokens, *_: Tiling(16, 64, 64, dot=True) if tokens <= 16 else None
+    )
     monkeypatch.setattr(static, "PROGRAMS", 2)
 
 
