@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal, get_args, get_type_hints
@@ -16,15 +16,16 @@ from typing import Any, Literal, get_args, get_type_hints
 import pluggy
 
 from core import hookspecs
+from core.checked_offers import InvalidOfferError, check, check_kind, described
 from core.errors import Problem, UserError
-from core.offers import Alias, ForeignWord, Offer, QuantizerOffer, Section
+from core.offers import Alias, ForeignWord, Offer, Section
 from core.suggest import did_you_mean
 
 GROUP = "dovetail"
 State = Literal["loaded", "broken", "blocked"]
 
+_NOT_THE_PLUGINS = ("importlib", "pluggy", "contextlib", "core.compose.calling", __name__)
 _PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_OFFER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class PluginManager:
 
     def named(self, name: str, origin: str) -> list[Problem]:
         """Why a plugin somebody named cannot be used; nothing when it can."""
-        plugin = self._plugins.get(name)
+        plugin = self._plugins.get(name) or self._misnamed(name)
         if plugin is None:
             return [
                 Problem(
@@ -142,14 +143,23 @@ class PluginManager:
         if plugin.state == "broken":
             return [
                 Problem(
-                    f"plugin {name} of {plugin.provenance} is broken: {plugin.error}",
+                    f"plugin {plugin.name} of {plugin.provenance} is broken: {plugin.error}",
                     origin,
-                    (f"mend or reinstall {plugin.provenance.split(' ')[0]}", f"leave the plugin out: --without {name}"),
+                    remedies(plugin.name, plugin.provenance),
                 )
             ]
         if plugin.state == "blocked":
             return [Problem(f"plugin {name} is both wanted and left out", origin, (f"drop {name} from --without",))]
         return []
+
+    def _misnamed(self, name: str) -> Plugin | None:
+        """A plugin whose own name is none, which nobody can say as it stands: a hyphen is read as an underscore."""
+        return next((each for each in self.plugins if _said(each.name) == _said(name)), None)
+
+    def add_conflict(self, problem: Problem) -> None:
+        """What two plugins claim, as only a later step can see."""
+        if problem not in self._conflicts:
+            self._conflicts.append(problem)
 
     def break_plugin(self, name: str, error: str) -> None:
         """What only a later step can see is wrong with a plugin: it offers nothing from now on."""
@@ -191,15 +201,19 @@ class PluginManager:
         except (Exception, SystemExit) as error:
             if self._pluggy.has_plugin(point.name):
                 self._pluggy.unregister(name=point.name)
-            self.break_plugin(point.name, _cause(error))
+            self.break_plugin(point.name, cause(error))
 
     def check_pending(self) -> None:
-        """A function marked ``@hookimpl`` that is no hook breaks its plugin: a typing mistake must not be a silent nothing."""
+        """A function marked ``@hookimpl`` that is no hook breaks its plugin, and so does a hook that is not marked: a mistake
+        must not be a silent nothing.
+        """
         for name, module in self._pluggy.list_name_plugin():
             unknown = [caller.name for caller in self._pluggy.get_hookcallers(module) or () if not caller.has_spec()]
-            if unknown:
+            mistakes = [f"{hook} is no hook{did_you_mean(hook, _HOOKS)}" for hook in sorted(unknown)]
+            mistakes += [f"{hook} is not marked @hookimpl, so that nobody would call it" for hook in _unmarked(module)]
+            if mistakes:
                 self._pluggy.unregister(module)
-                self.break_plugin(name, "; ".join(f"{hook} is no hook{did_you_mean(hook, _HOOKS)}" for hook in sorted(unknown)))
+                self.break_plugin(name, "; ".join(mistakes))
         self._pluggy.check_pending()
 
     def _collect(self, plugin: Plugin) -> None:
@@ -207,11 +221,13 @@ class PluginManager:
         try:
             for hook, kind in _HOOKS.items():
                 collected += self._call(plugin.name, hook, kind)
-            _check(plugin.name, collected)
+            check(collected)
         except (Exception, SystemExit) as error:
-            self.break_plugin(plugin.name, str(error) if isinstance(error, _InvalidOfferError) else _cause(error))
+            self.break_plugin(plugin.name, str(error) if isinstance(error, InvalidOfferError) else cause(error))
         else:
             plugin.offers = tuple(collected)
+            if not collected:
+                self.break_plugin(plugin.name, _nothing_of(self._pluggy.get_plugin(plugin.name)))
 
     def _call(self, name: str, hook: str, kind: type[Offer]) -> Iterator[Offer]:
         """One hook of one plugin, so that whatever goes wrong is known to be its."""
@@ -221,14 +237,15 @@ class PluginManager:
         if not implementations:
             return
         if any(each.wrapper or each.hookwrapper for each in implementations):
-            raise _InvalidOfferError(f"{hook} is a hook wrapper: Dovetail's hooks are not wrapped")
+            raise InvalidOfferError(f"{hook} is a hook wrapper: Dovetail's hooks are not wrapped")
         others = [other for _, other in self._pluggy.list_name_plugin() if other is not module]
         results = self._pluggy.subset_hook_caller(hook, others)()
         if not results:
-            raise _InvalidOfferError(f"{hook} returned None instead of offers; is a yield missing?")
+            raise InvalidOfferError(f"{hook} returned None instead of offers; is a yield missing?")
+        if not isinstance(results[0], Iterable):
+            raise InvalidOfferError(f"{hook} returned {described(results[0])} instead of offers: yield it")
         for offer in results[0]:
-            if not isinstance(offer, kind):
-                raise _InvalidOfferError(f"{hook} gave {offer!r}, which is no {kind.__name__}")
+            check_kind(offer, kind, hook)
             yield offer
 
     def _trace(self, write: Callable[[str], None]) -> None:
@@ -277,10 +294,6 @@ class PluginManager:
                     )
 
 
-class _InvalidOfferError(Exception):
-    """The plugin ran, but what it gave cannot be used."""
-
-
 def _offer_types() -> dict[str, type[Offer]]:
     """Hook name -> type of its offers, read from the specs' annotations."""
     hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
@@ -290,67 +303,46 @@ def _offer_types() -> dict[str, type[Offer]]:
 _HOOKS = _offer_types()
 
 
+def _said(name: str) -> str:
+    return name.replace("-", "_").casefold()
+
+
+def _unmarked(module: Any) -> list[str]:
+    """Functions with a hook's name that are no implementations of it; a hook's own specification may have been imported."""
+    found = ((hook, getattr(module, hook, None)) for hook in _HOOKS)
+    marks = f"{hookspecs.PROJECT}_impl", f"{hookspecs.PROJECT}_spec"
+    return [hook for hook, each in found if callable(each) and not any(hasattr(each, mark) for mark in marks)]
+
+
+def _nothing_of(module: Any) -> str:
+    hooks = [hook for hook in _HOOKS if hasattr(getattr(module, hook, None), f"{hookspecs.PROJECT}_impl")]
+    if hooks:
+        return f"it offers nothing: {' and '.join(hooks)} gave no offer"
+    return "it offers nothing: its module has no function that is marked @hookimpl"
+
+
 def _provenance(point: metadata.EntryPoint) -> str:
     distribution = getattr(point, "dist", None)
     owner = f"{distribution.name} {distribution.version}" if distribution is not None else "no distribution"
     return f"{owner} ({point.value})"
 
 
-def _cause(error: BaseException) -> str:
-    """The error in one line, with the place in the plugin where it arose."""
+def remedies(plugin: str, provenance: str) -> tuple[str, ...]:
+    """What can be done about a plugin that does not do what it should."""
+    return f"mend or reinstall {provenance.split(' ')[0]}", f"leave the plugin out: --without {plugin}"
+
+
+def cause(error: BaseException, package: str = "") -> str:
+    """The error in one line, with the place in the plugin where it arose: the last in its ``package``, if any is there."""
     text = " ".join(str(error).split())
-    frames = [
-        frame
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if not str(frame.f_globals.get("__name__", "")).startswith(("importlib", "pluggy", __name__))
-    ]
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if not frames:
+    places = [
+        (str(frame.f_globals.get("__name__", "")), number)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__", "")).startswith(_NOT_THE_PLUGINS)
+    ]
+    own = [place for place in places if place[0].partition(".")[0] == package]
+    if not places:
         return line
-    last = list(traceback.walk_tb(error.__traceback__))
-    number = next(number for frame, number in reversed(last) if frame is frames[-1])
-    return f"{line} ({frames[-1].f_globals.get('__name__')}, line {number})"
-
-
-def _check(plugin: str, given: Sequence[Offer]) -> None:
-    """:raises _InvalidOfferError: naming the first thing that would not work later."""
-    seen: set[tuple[str, str]] = set()
-    for offer in given:
-        if offer.settings is not None and not (isinstance(offer.settings, type) and issubclass(offer.settings, Section)):
-            raise _InvalidOfferError(f"the settings of {offer.name!r} are no subclass of core.offers.Section")
-    sections = {offer.settings for offer in given if offer.settings is not None}
-    if len(sections) > 1:
-        names = ", ".join(sorted(section.__name__ for section in sections))
-        raise _InvalidOfferError(
-            f"its offers have different settings ({names}): a plugin has one table, so they share one model"
-        )
-    for offer in given:
-        if not isinstance(offer.name, str) or _OFFER_NAME.fullmatch(offer.name) is None or offer.name in ("auto", "none"):
-            raise _InvalidOfferError(f"{offer.name!r} cannot be the name of an offer")
-        if (offer.kind, offer.name) in seen:
-            raise _InvalidOfferError(f"it offers two of kind {offer.kind} with the name {offer.name!r}")
-        seen.add((offer.kind, offer.name))
-        if isinstance(offer, QuantizerOffer) and offer.head is not None and offer.head not in _fields(offer):
-            what = f"{offer.head!r}, which says whether {offer.name!r} packs the head, is no setting of it"
-            raise _InvalidOfferError(what)
-        own = {other.name for other in given}
-        for alias in offer.aliases:
-            _check_alias(alias, own)
-        for word in offer.foreign_words:
-            if (word.flag is None) == (word.env is None):
-                raise _InvalidOfferError(f"foreign word {word.flag or word.env!r} must be either a flag or a variable")
-
-
-def _fields(offer: Offer) -> Collection[str]:
-    return () if offer.settings is None else offer.settings.model_fields
-
-
-def _check_alias(alias: Alias, own: set[str]) -> None:
-    both = alias.chooses is not None and alias.sets is not None
-    neither = alias.chooses is None and alias.sets is None
-    if (alias.flag is None) == (alias.env is None) or neither or both != (alias.asks is not None):
-        raise _InvalidOfferError(
-            f"alias {alias.flag or alias.env!r} must have a flag or a variable, and choose an offer or set a setting"
-        )
-    if alias.chooses is not None and alias.chooses not in own:
-        raise _InvalidOfferError(f"alias {alias.flag or alias.env!r} chooses {alias.chooses!r}, which it does not offer")
+    module, number = (own or places)[-1]
+    return f"{line} ({module}, line {number})"

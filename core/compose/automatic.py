@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.compose.calling import call
 from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
 from core.compose.exchange import framework_between, number_formats

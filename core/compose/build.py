@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.compose.calling import call
 from core.compose.facts import show
 from core.compose.plan import Plan
 from core.errors import UserError
@@ -166,8 +167,15 @@ def page_folder(plan: Plan, manager: PluginManager | None = None) -> Path | None
     """Where the files lie that browsers are shown; None when the plan shows them nothing."""
     if plan.chosen("page") is None:
         return None
-    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "page").offer
-    folder: Path = offer.folder()
+    offered = _offered(plan, manager or PluginManager.load_only(plan.plugins), "page")
+    folder: Path = call(offered, "folder")
+    if not folder.is_dir():
+        raise UserError.of(
+            f"folder of the page {offered.name!r} of plugin {offered.plugin} of {offered.provenance} returned {folder}, "
+            "where no folder is",
+            "",
+            *remedies(offered.plugin, offered.provenance),
+        )
     return folder
 
 
@@ -209,13 +217,11 @@ def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weig
     from core.models.loading import open_checkpoint, weights
     from core.models.packed import packed_weights
 
-    family = _offered(plan, manager, "model").offer
-    if not isinstance(family, ModelOffer):
-        raise TypeError(f"{family.name} is no model")
+    family = call(_offered(plan, manager, "model"), "family")
     checkpoint = open_checkpoint(plan.model, checkpoint_formats(plan, manager), plan.settings["seed"])
     try:
         if plan.packing is None:
-            yield weights(checkpoint, family.family(), plan.spec)
+            yield weights(checkpoint, family, plan.spec)
         elif plan.packing.adopted:
             yield adopted_weights(checkpoint, family.family(), plan.spec, _create(plan, manager, "quantizer"))
         else:
@@ -228,8 +234,8 @@ def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weig
 
 def checkpoint_formats(plan: Plan, manager: PluginManager | None = None) -> Mapping[str, CheckpointFormat]:
     """The format that reads the plan's model, by name."""
-    offer: Any = _offered(plan, manager or PluginManager.load_only(plan.plugins), "checkpoint_format").offer
-    return {offer.name: offer.create()}
+    offered = _offered(plan, manager or PluginManager.load_only(plan.plugins), "checkpoint_format")
+    return {offered.name: call(offered, "create")}
 
 
 def count_pages(plan: Plan, backend: ComputeBackend) -> int:
@@ -264,14 +270,7 @@ def _create(plan: Plan, manager: PluginManager, kind: str, rank: int = 0) -> Any
     if kind == HEAD_QUANTIZER and section is not None:
         section = section.model_copy(update={offer.head: True})
     facts = plan.facts if rank == 0 else {**plan.facts, "parallel.rank": rank}
-    made = offer.create(Context(section=section, settings=plan.settings, facts=facts))
-    if made is None:  # which elsewhere means that nothing was chosen
-        raise UserError.of(
-            f"create of the {kind.replace('_', ' ')} {offered.name} (plugin {offered.plugin}) returned None",
-            "",
-            f"have it return what core/interfaces describes, or drop {offered.plugin}",
-        )
-    return made
+    return call(offered, "create", Context(section=section, settings=plan.settings, facts=facts))
 
 
 def _offered(plan: Plan, manager: PluginManager, kind: str) -> Offered:

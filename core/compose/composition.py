@@ -52,9 +52,9 @@ def attempt(
         return Composition(selection, Facts({}), problems)
     try:
         probe = probe or probe_devices(first.env)
+        resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection), selection)
     except UserError as error:
         return Composition(selection, Facts({}), [*problems, *error.problems])
-    resolved = resolve_machine(configuration, probe, ranks_of(configuration, selection), selection)
     prefer_splitting(resolved, configuration, selection)
 
     judgement = judged(configuration, selection, resolved, probe, None)
@@ -72,8 +72,11 @@ def attempt(
         except UserError as error:
             problems += [by_origin(problem, origins_of(configuration, selection, resolved)) for problem in error.problems]
     if found is not None:
-        resolve_sizes(resolved, configuration, selection, found.spec, probe)
-        judgement = judged(configuration, selection, resolved, probe, found)
+        try:
+            resolve_sizes(resolved, configuration, selection, found.spec, probe)
+            judgement = judged(configuration, selection, resolved, probe, found)
+        except UserError as error:
+            problems, found = [*problems, *error.problems], None
     sections, more = _sections(configuration, selection, manager)
     violations = judgement.violations
     problems += [*judgement.mistakes, *more, *(each.problem() for each in violations if each.rule.severity == "error")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.compose.automatic import Resolved
+from core.compose.calling import blaming, call
 from core.compose.choose import Selection
 from core.compose.configuration import Configuration
 from core.compose.plan import Plan
@@ -44,7 +45,7 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
         each.name: each for each in manager.offers(CheckpointFormatOffer.kind) if each.plugin in selection.format_plugins
     }
     formats = {
-        name: each.offer.create() for name, each in offered_formats.items() if isinstance(each.offer, CheckpointFormatOffer)
+        name: call(each, "create") for name, each in offered_formats.items() if isinstance(each.offer, CheckpointFormatOffer)
     }
     if known is not None:
         folder, config = known.model, known.config
@@ -58,9 +59,10 @@ def find_model(configuration: Configuration, selection: Selection, resolved: Res
     packing = read_packing(
         config, folder.name, [each.name for each in manager.offers(QuantizerOffer.kind)], lambda found: _adopted(found, manager)
     )
-    of_family = family.offer.family()
-    spec = of_family.spec({key: value for key, value in config.items() if key != KEY})
-    folder = replace(folder, family=of_family.text())
+    of_family = call(family, "family")
+    with blaming(family, "spec or text", type(of_family).__module__):
+        spec = of_family.spec({key: value for key, value in config.items() if key != KEY})
+        folder = replace(folder, family=of_family.text())
     architecture = next(name for name in architectures if name in family.offer.architectures)
     template = known.template if known is not None else None
     return Found(folder, config, architecture, spec, family, offered_formats[folder.format], packing, template)
@@ -70,7 +72,7 @@ def _adopted(found: Mapping[str, Any], manager: PluginManager) -> Packing | None
     """The quantizer that reads what another program packed; the first by name, should there be several."""
     for each in sorted(manager.offers(QuantizerOffer.kind), key=lambda each: each.name):
         if isinstance(each.offer, QuantizerOffer) and each.offer.reads is not None:
-            settings = each.offer.reads(found)
+            settings = call(each, "reads", found)
             if settings is not None:
                 return Packing(each.name, each.plugin, settings, {}, adopted=True)
     return None

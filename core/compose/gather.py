@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.checked_offers import described, is_of_type
 from core.compose.automatic import SHORTEST, Resolved, budget_bytes, fitting_length
+from core.compose.calling import call
 from core.compose.choose import Selection, splitting_schedulers
 from core.compose.configuration import Configuration
 from core.compose.core_rules import CORE_RULES
@@ -18,10 +20,10 @@ from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
 from core.compose.rules import undeclared
 from core.compose.settings import KIND_SETTINGS
-from core.errors import Problem
+from core.errors import Problem, UserError
 from core.interfaces.rules import Fact, Rule
 from core.offers import HEAD_QUANTIZER, QuantizerOffer, RulesOffer
-from core.plugin_manager import Offered, PluginManager
+from core.plugin_manager import Offered, PluginManager, remedies
 
 
 def gather_facts(
@@ -45,13 +47,17 @@ def gather_facts(
         values |= shard_facts(found.spec, resolved.ranks, len(probe.devices) if settings["device"] == "cuda" else None)
         values["model.head_packed_by"] = _packer_of_head(found, manager)
         values |= _size_facts(selection, resolved, probe)
-    problems = []
+    problems: list[Problem] = []
+    owners = {fact.name: "the core" for fact in schema}
     for offered in selection.rules:
         if isinstance(offered.offer, RulesOffer):
-            schema += offered.offer.facts
-            more, mistake = _derived(offered, offered.offer, values, schema)
-            values |= more
-            problems += mistake
+            mistakes = _taken(offered, offered.offer.facts, owners)
+            schema += [fact for fact in offered.offer.facts if fact.name not in owners]
+            if not mistakes:
+                more, mistakes = _derived(offered, offered.offer, values, schema)
+                values |= more
+            owners |= {fact.name: f"plugin {offered.plugin}" for fact in offered.offer.facts if fact.name not in owners}
+            problems += mistakes
     return Facts(values, schema, origins_of(configuration, selection, resolved)), problems
 
 
@@ -60,19 +66,31 @@ def _derived(
 ) -> tuple[dict[str, Any], list[Problem]]:
     complete = Facts(values, schema)
     try:
-        derived = dict(offer.derive(complete))
-    except Exception as error:
-        return {}, [
-            Problem(
-                f"plugin {offered.plugin} of {offered.provenance} cannot compute its facts: {type(error).__name__}: {error}"
-            )
-        ]
+        derived: Mapping[str, Any] = call(offered, "derive", complete)
+    except UserError as error:
+        return {}, list(error.problems)
     strange = sorted(set(derived) - {fact.name for fact in offer.facts})
-    if strange:
-        return {}, [
-            Problem(f"plugin {offered.plugin} of {offered.provenance} computes facts it did not declare: {', '.join(strange)}")
-        ]
-    return derived, []
+    mistakes = [f"computes facts it did not declare: {', '.join(strange)}"] if strange else []
+    mistakes += [
+        f"computes the fact {fact.name} as {described(derived[fact.name])}, and declares it as {fact.type.__name__}"
+        for fact in offer.facts
+        if not is_of_type(derived.get(fact.name), fact.type)
+    ]
+    return ({} if mistakes else dict(derived)), [_mistake(offered, what) for what in mistakes]
+
+
+def _taken(offered: Offered, facts: Iterable[Fact], owners: Mapping[str, str]) -> list[Problem]:
+    """Facts of a plugin that are another's already, or the core's."""
+    return [
+        _mistake(offered, f"declares the fact {fact.name}, which is one of {owners[fact.name]}: give it a name of its own")
+        for fact in facts
+        if fact.name in owners
+    ]
+
+
+def _mistake(offered: Offered, what: str) -> Problem:
+    problem = f"plugin {offered.plugin} of {offered.provenance} {what}"
+    return Problem(problem, "", remedies(offered.plugin, offered.provenance))
 
 
 def _selection_facts(configuration: Configuration, selection: Selection, found: Found | None, device: str) -> dict[str, Any]:

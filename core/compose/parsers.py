@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.compose.automatic import Resolved
+from core.compose.calling import call
 from core.compose.choose import Selection
 from core.compose.configuration import Configuration
 from core.compose.find_model import Found
@@ -24,7 +25,7 @@ def recognize_parsers(configuration: Configuration, selection: Selection, resolv
             for each in configuration.manager.offers(kind)
             if isinstance(each.offer, (ToolParserOffer, ReasoningParserOffer))
             and each.name not in refused
-            and each.offer.recognizes(found.config, template)
+            and call(each, "recognizes", found.config, template)
         ]
         if len(fitting) == 1:
             selection.take(kind, fitting[0], "auto")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from core.compose.facts import show
+from core.compose.facts import CORE_FACTS, show
 from core.compose.plan import Plan
 from core.compose.settings import KIND_SETTINGS, CoreSettings
 from core.compose.vocabulary import Vocabulary, Word
@@ -149,10 +149,17 @@ def explain_text(plan: Plan) -> str:
             (f"  {name}", _plain(value), plan.origins.get(f"{plugin}.{name}", "")) for name, value in section.items()
         )
     lines += ["", "facts"]
-    lines += _table((f"  {name}", show(name, plan.facts[name]), plan.reasons.get(name, "")) for name in KEY_FACTS)
+    facts = (*KEY_FACTS, *_facts_of_plugins(plan))
+    lines += _table((f"  {name}", show(name, plan.facts[name]), plan.reasons.get(name, "")) for name in facts)
     if plan.warnings:
         lines += ["", "warnings", *(f"  {line}" for warning in plan.warnings for line in str(warning).splitlines())]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _facts_of_plugins(plan: Plan) -> list[str]:
+    """Those that rules of plugins declare; a plugin's settings, which are facts too, stand in their own table."""
+    cores = {fact.name for fact in CORE_FACTS}
+    return [name for name in plan.facts if name not in cores and not name.startswith("settings.")]
 
 
 def _why(name: str, plan: Plan) -> str:

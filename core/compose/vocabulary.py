@@ -249,14 +249,26 @@ class Vocabulary:
         if plugin.section is None:
             return None
         for setting in _settings_of(plugin.section, (plugin.name,)):
-            if setting.flag in self.words:
-                other = self.words[setting.flag].plugin or "the core"
+            if setting.flag not in self.words:
+                self._add_setting(setting, plugin.name)
+            elif mistake := self._claimed_twice(setting.flag, plugin, f"its setting {setting.key[1]}"):
                 self._forget(plugin.name)
-                return self.manager.break_plugin(
-                    plugin.name, f"its setting {setting.key[1]} would be {setting.flag}, a flag of {other}"
-                )
-            self._add_setting(setting, plugin.name)
+                return self.manager.break_plugin(plugin.name, mistake)
+            else:
+                self.settings[setting.key] = setting
         return None
+
+    def _claimed_twice(self, name: str, plugin: Plugin, what: str) -> str:
+        """What is wrong with the plugin that claims a word that there is already. Nothing where that is another plugin's: then
+        it is a conflict of the two, and neither is broken by the order of their names.
+        """
+        other = self.manager.get(self.words[name].plugin)
+        if other is None or other is plugin:
+            return f"{what} would be {name}, which is a flag of {'the core' if other is None else 'its own'} already"
+        claims = f"{other.name} of {other.provenance}; {plugin.name} of {plugin.provenance}"
+        remedy = f"leave one out: --without {other.name}, or --without {plugin.name}"
+        self.manager.add_conflict(Problem(f"two plugins claim {name}: {claims}", "installed distributions", (remedy,)))
+        return ""
 
     def _add_setting(self, setting: Setting, plugin: str) -> None:
         self.settings[setting.key] = setting
@@ -271,8 +283,8 @@ class Vocabulary:
             setting = self.settings.get((owner, alias.sets)) or self.settings.get((alias.sets,))
             if setting is None:
                 return f"its alias {name} sets {alias.sets}, which is no setting"
-            if name in self.words:
-                return f"its alias {name} is already a flag of {self.words[name].plugin or 'the core'}"
+            if name in self.words and plugin is not None:
+                return self._claimed_twice(name, plugin, "its alias")
             constant = True if setting.is_switch and alias.flag else None
             self.words[name] = Word(
                 name, alias.summary, owner, setting, constant, translates=dict(alias.translates), alias=True
@@ -285,7 +297,7 @@ class Vocabulary:
         word = self.words.setdefault(name, Word(name, alias.summary, owner, alias=True))
         feature = _feature(plugin, str(alias.chooses))
         if (value == "" and word.setting is not None) or word.features.get(value, feature) != feature:
-            return f"its alias {name}{' ' + value if value else ''} is already a flag of {word.plugin or 'the core'}"
+            return self._claimed_twice(name, plugin, "its alias")
         word.features[value] = feature
         return ""
 

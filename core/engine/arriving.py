@@ -32,7 +32,7 @@ class Arrivals:
     ) -> None:
         self.preparing: dict[str, Sequence] = {}
         self._policy = policy
-        self._guiding = None if grammars is None else Guiding(grammars)
+        self._guiding = None if grammars is None else Guiding(grammars, vocab)
         self._context = context
         self._eos = tuple(token for token in eos_token_ids if 0 <= token < vocab)
         self._seed = seed

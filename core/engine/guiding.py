@@ -34,8 +34,9 @@ class Guide:
     ``late``: the step that asked last went without the mask, so that its token says nothing.
     """
 
-    def __init__(self, make: Callable[[], Matcher], makers: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, make: Callable[[], Matcher], vocab: int, makers: ThreadPoolExecutor, pool: ThreadPoolExecutor) -> None:
         self.error = ""
+        self._words = -(-vocab // 32)
         self.late = False
         self._matcher: Matcher | None = None
         self._pool = pool
@@ -46,7 +47,16 @@ class Guide:
         matcher = make()
         self._since = monotonic()
         self._matcher = matcher
-        return matcher.allowed()
+        return self._allowed(matcher)
+
+    def _allowed(self, matcher: Matcher) -> Mask:
+        mask = matcher.allowed()
+        shape, kind = getattr(mask, "shape", None), getattr(mask, "dtype", None)
+        if shape != (self._words,) or kind != np.uint32:
+            what = f"{kind}{list(shape)}" if shape is not None else type(mask).__name__
+            name = f"{type(matcher).__module__}.{type(matcher).__qualname__}"
+            raise TypeError(f"allowed() of the grammar's matcher {name} gave {what} instead of uint32[{self._words}]")
+        return mask
 
     @property
     def ready(self) -> bool:
@@ -89,7 +99,7 @@ class Guide:
                 self._matcher.accept(token)
                 if not self._matcher.done:
                     self._since = monotonic()
-                    self._mask = self._pool.submit(self._matcher.allowed)
+                    self._mask = self._pool.submit(self._allowed, self._matcher)
                 return self._matcher.done
             except ValueError:
                 raise
@@ -113,8 +123,9 @@ class Guide:
 class Guiding:
     """Matchers are made by a thread of their own, one after the other: who waits for masks does not wait for these."""
 
-    def __init__(self, backend: GrammarBackend) -> None:
+    def __init__(self, backend: GrammarBackend, vocab: int) -> None:
         self._backend = backend
+        self._vocab = vocab
         self._makers = ThreadPoolExecutor(1, thread_name_prefix="new grammar")
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="grammar")
 
@@ -127,7 +138,7 @@ class Guiding:
             raise RequestError(
                 "min_tokens cannot be had together with a grammar, which says where the output may end", param="min_tokens"
             )
-        return Guide(lambda: self._backend.matcher(grammar), self._makers, self._pool)
+        return Guide(lambda: self._backend.matcher(grammar), self._vocab, self._makers, self._pool)
 
     def close(self) -> None:
         for pool in (self._makers, self._pool):

@@ -18,6 +18,9 @@ class LentLogits(Sampler):
         self._lend = import_module(theirs).from_dlpack
         self._take = import_module(own).from_dlpack
 
+    def __str__(self) -> str:
+        return str(self._sampler)
+
     def sample(self, logits: Array, rows: SamplingRows) -> Array:
         return self._take(self._sampler.sample(self._lend(logits), rows))
 

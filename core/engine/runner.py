@@ -115,13 +115,29 @@ class Runner:
             tokens = self._choose(outcome.logits, rows)
         self._tokens, self._left_next = tokens, outcome.advanced and tokens is outcome.tokens
         fetched = backend.fetch([tokens] if most < 0 else [tokens, *backend.logprobs(raw, tokens, most)])
-        return lambda: Sampled(*fetched())
+        return lambda: self._checked(Sampled(*fetched()))
+
+    def _checked(self, sampled: Sampled) -> Sampled:
+        """A wrong token would be looked up by everybody behind this."""
+        last = sampled.token_ids.astype(np.uint64).max()  # which of a negative one is beyond everything
+        if last >= self._decoder.spec.vocab:
+            wrong = int(last.view(np.int64))
+            raise ValueError(
+                f"the sampler {self._sampler} gave the token {wrong}, and the model has {self._decoder.spec.vocab}"
+            )
+        return sampled
 
     def _choose(self, logits: Array, rows: SamplingRows) -> Array:
         """Behind the step, with what the host knows of its rows."""
         if rows.adjustment is not None:
             logits = self._backend.adjust(logits, rows.adjustment)
-        return self._backend.argmax(logits) if rows.all_greedy else self._sampler.sample(logits, rows)
+        if rows.all_greedy:
+            return self._backend.argmax(logits)
+        tokens = self._sampler.sample(logits, rows)
+        if tuple(getattr(tokens, "shape", ())) != (len(rows),):
+            gave = f"{type(tokens).__name__}{list(getattr(tokens, 'shape', ()))}"
+            raise TypeError(f"the sampler {self._sampler} gave {gave} instead of one token for each of {len(rows)} rows")
+        return tokens
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

@@ -44,8 +44,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How tokens are chosen and when generation ends. Names and meanings are OpenAI's, then vLLM's.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 or -1 keeps the whole vocabulary. ``max_tokens`` None means
-    "what is left of the context". ``logprobs`` n asks for the log-probability of each chosen token and of the
-    n likeliest, taken from the raw logits (before penalties and temperature). ``seed`` None draws one.
+    "what is left of the context", which is what a front end for chats wants: left out it is 16, as for OpenAI's completions.
+    ``logprobs`` n asks for the log-probability of each chosen token and of the n likeliest, taken from the raw logits (before
+    penalties and temperature). ``seed`` None draws one.
     ``stop`` strings end generation when they appear in the *text*; they are removed from it unless
     ``include_stop_str_in_output``. A stop token id or eos ends generation and is not part of the text.
     Before ``min_tokens`` tokens neither eos nor a stop token id can be sampled, nor a stop string matched.

@@ -19,6 +19,10 @@ arrays hold something else. Some rows may be padding: any logits, temperature 0,
 class Sampler(ABC):
     """Stateless: all randomness comes from ``rows.seeds`` and ``rows.positions``."""
 
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     @abstractmethod
     def sample(self, logits: Array, rows: SamplingRows) -> Array:
         """Draw one token for each row.

@@ -76,7 +76,12 @@ def test_a_create_that_makes_nothing_is_not_served_without():
         patch.setattr(manager, "offers", emptied(manager, offered))
         with pytest.raises(UserError) as refused:
             create_quantizer(plan, manager)
-    assert refused.value.problems[0].what == "create of the quantizer wint8 (plugin quant_wint8) returned None"
+    assert str(refused.value) == (
+        "create of the quantizer 'wint8' of plugin quant_wint8 of dovetail-serve 0.1.0 (quant_wint8.plugin) returned None, "
+        "which is no core.interfaces.quantizer.Quantizer\n"
+        "  remedy: mend or reinstall dovetail-serve\n"
+        "  remedy: leave the plugin out: --without quant_wint8"
+    )
 
 
 def emptied(manager, empty):

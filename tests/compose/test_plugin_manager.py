@@ -79,7 +79,10 @@ class Two(Section, frozen=True):
         ([sampler("Big Name")], "'Big Name' cannot be the name of an offer"),
         ([sampler("auto")], "'auto' cannot be the name of an offer"),
         ([sampler("a"), sampler("a")], "it offers two of kind sampler with the name 'a'"),
-        ([sampler("a", settings=dict)], "the settings of 'a' are no subclass of core.offers.Section"),
+        (
+            [sampler("a", settings=dict)],
+            "settings of the sampler 'a' must be a subclass of core.offers.Section or None, not the class dict",
+        ),
         (
             [sampler("a", settings=One), sampler("b", settings=Two)],
             "its offers have different settings (One, Two): a plugin has one table, so they share one model",

@@ -390,7 +390,9 @@ def test_a_plugins_wrong_rules_and_facts_are_its_mistakes():
         derive=lambda facts: {"house.score": 1},
     )
     assert [str(problem) for problem in attempted({"plugins": "house"}, CPU, installed).problems] == [
-        "plugin house of testdist 1.0 (house_module) computes facts it did not declare: house.score",
+        "plugin house of testdist 1.0 (house_module) computes facts it did not declare: house.score\n"
+        "  remedy: mend or reinstall testdist\n"
+        "  remedy: leave the plugin out: --without house",
         "plugin house of testdist 1.0 (house_module): rule test-rule is about 'modle.layers', which is no fact; "
         "did you mean 'model.layers'?",
     ]
@@ -398,9 +400,8 @@ def test_a_plugins_wrong_rules_and_facts_are_its_mistakes():
 
 def test_facts_that_cannot_be_computed_are_the_plugins_mistake():
     [problem] = attempted({"plugins": "house"}, CPU, house(derive=lambda facts: 1 / 0)).problems
-    assert (
-        str(problem)
-        == "plugin house of testdist 1.0 (house_module) cannot compute its facts: ZeroDivisionError: division by zero"
+    assert problem.what.startswith(
+        "derive of the rules 'house' of plugin house of testdist 1.0 (house_module) raised ZeroDivisionError: division by zero"
     )
 
 

@@ -34,7 +34,7 @@ class Settings(Section, frozen=True):
 
 @hookimpl
 def register_samplers():
-    yield SamplerOffer(name="{name}", summary="a sampler", frameworks=frozenset({{"torch"}}), settings=Settings, create=None)
+    yield SamplerOffer(name="{name}", summary="a sampler", frameworks=frozenset({{"torch"}}), settings=Settings, create=print)
 """
 
 

@@ -170,6 +170,23 @@ def test_a_late_mask_may_be_waited_for_elsewhere(slow, monkeypatch):
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("mask", "gave"),
+    [(np.ones(1, np.uint32), "uint32[1]"), (np.ones(2, np.int64), "int64[2]"), ([1, 2], "list")],
+    ids=["short", "type", "list"],
+)
+def test_a_mask_that_is_none_ends_its_request_and_names_its_matcher(slow, monkeypatch, caplog, mask, gave):
+    allowed = Line.allowed
+    monkeypatch.setattr(Line, "allowed", lambda line: mask if line.accepted == 2 else allowed(line))
+    engine = make_engine(grammars=slow)
+    engine.add(guided("wrong", ""))
+    last = drain(engine)["wrong"][-1]
+    assert (last.finish_reason, last.error) == ("error", "the grammar broke; the server's log has the cause")
+    assert f"allowed() of the grammar's matcher {__name__}.Line gave {gave} instead of uint32[2]" in caplog.text
+    assert_idle(engine)
+    engine.close()
+
+
 def test_a_mask_that_takes_too_long_ends_its_request_alone(slow, monkeypatch):
     monkeypatch.setattr(batch, "PATIENCE", 0.0)
     monkeypatch.setattr(guiding, "LONGEST", 0.01)

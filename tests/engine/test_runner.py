@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -99,7 +100,7 @@ class Backend:
 
 
 class Decoder:
-    spec = "the spec"
+    spec = SimpleNamespace(vocab=3)
 
     def __init__(self, backend):
         self.backend = backend
@@ -108,7 +109,7 @@ class Decoder:
         if isinstance(step, Recorded):
             return LOGITS.copy()
         batch, spec, uploaded_kv = step
-        assert (spec, uploaded_kv) == ("the spec", kv)
+        assert (spec, uploaded_kv) == (self.spec, kv)
         if batch.token_ids[0] == 99:
             raise ValueError("a bad token")
         return LOGITS[: len(batch.sampling)].copy()
@@ -234,6 +235,23 @@ def test_logprobs_are_of_the_raw_logits_and_copy_them_only_when_they_would_be_lo
     assert backend.done == done
 
 
+@pytest.mark.parametrize(
+    ("drawn", "error"),
+    [
+        (np.array([2, 3]), f"the sampler {__name__}.Host gave the token 3, and the model has 3"),
+        (np.array([-1, 2]), f"the sampler {__name__}.Host gave the token -1, and the model has 3"),
+        (np.array([2]), f"the sampler {__name__}.Host gave ndarray[1] instead of one token for each of 2 rows"),
+        (None, f"the sampler {__name__}.Host gave NoneType[] instead of one token for each of 2 rows"),
+    ],
+    ids=["high", "negative", "few", "none"],
+)
+def test_a_sampler_that_gives_no_tokens_fails_the_step_by_its_name(runner, monkeypatch, drawn, error):
+    monkeypatch.setattr(Host, "sample", lambda self, logits, rows: drawn)
+    with pytest.raises((TypeError, ValueError)) as raised:
+        launched(runner, batch(greedy=False))
+    assert str(raised.value) == error
+
+
 def test_adjusted_logits_are_what_is_chosen_from(runner, backend):
     assert launched(runner, batch(adjusted=True)).token_ids.tolist() == [0, 2]
     assert backend.done == ["adjust", "argmax"]
@@ -332,4 +350,4 @@ def test_how_steps_are_launched_is_logged(backend, graph, caplog):
 
 
 def test_a_graph_backend_may_ask_for_static_steps(runner, graph):
-    assert graph.static_steps(StepShape("decode", 4, 4)) == (StepShape("decode", 4, 4), "the spec", "the kv")
+    assert graph.static_steps(StepShape("decode", 4, 4)) == (StepShape("decode", 4, 4), Decoder.spec, "the kv")
