@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from core import offers
 from core.interfaces import rules
 from core.interfaces.rules import Rule
-from core.offers import Alias, ForeignWord, Offer, Section
+from core.offers import Alias, ForeignWord, Offer, QuantizerOffer, Section
 
 INTERFACES: Mapping[str, str] = {
     "BlockPolicy": "core.interfaces.blocks",
@@ -77,6 +77,8 @@ def check(given: Sequence[Offer]) -> None:
         if (offer.kind, offer.name) in seen:
             raise InvalidOfferError(f"it offers two of kind {offer.kind} with the name {offer.name!r}")
         seen.add((offer.kind, offer.name))
+        if isinstance(offer, QuantizerOffer) and offer.head is not None and offer.head not in _settings(offer):
+            raise InvalidOfferError(f"{offer.head!r}, which says whether {offer.name!r} packs the head, is no setting of it")
         for rule in (*offer.rules, *offer.idle_rules):
             _check_rule(rule)
         for alias in offer.aliases:
@@ -285,3 +287,7 @@ def _check_alias(alias: Alias, own: set[str]) -> None:
 def _check_flag(title: str, word: Alias | ForeignWord) -> None:
     if word.flag is not None and _FLAG.fullmatch(word.flag) is None:
         raise InvalidOfferError(f"{title} {word.flag!r} is no flag: a flag is written as it is typed, like '--my-flag'")
+
+
+def _settings(offer: Offer) -> Collection[str]:
+    return () if offer.settings is None else offer.settings.model_fields

@@ -84,7 +84,7 @@ def _cores(configuration: Configuration, probe: DeviceProbe, selection: Selectio
     """How many there are for threads, and which these are."""
     backend = None if selection is None else selection.offer("compute_backend")
     if selection is not None and isinstance(backend, ComputeBackendOffer):
-        left = backend.cores(section_of(configuration, selection, "compute_backend"))
+        left = call(selection.offers["compute_backend"], "cores", section_of(configuration, selection, "compute_backend"))
         if left is not None and left < probe.cores:
             return left, f"that the settings of {backend.name} leave to it"
     return probe.cores, "this process may use"
@@ -148,14 +148,14 @@ def _stored_bits(configuration: Configuration, selection: Selection, spec: Decod
         section = section_of(configuration, selection, kind)
         if role == "head" and offer.head is not None:
             section = section.model_copy(update={offer.head: True})
-        stored[role] = offer.stored_bits(section, role, spec.shape(role)[1])
+        stored[role] = call(selection.offers[kind], "stored_bits", section, role, spec.shape(role)[1])
     return {role: bits for role, bits in stored.items() if bits is not None}
 
 
 def ranks_of(configuration: Configuration, selection: Selection) -> int:
     """How many processes share the model."""
-    offer = selection.offer("parallelism")
-    return offer.ranks(section_of(configuration, selection, "parallelism")) if isinstance(offer, ParallelismOffer) else 1
+    offered = selection.offers.get(ParallelismOffer.kind)
+    return 1 if offered is None else int(call(offered, "ranks", section_of(configuration, selection, ParallelismOffer.kind)))
 
 
 def section_of(configuration: Configuration, selection: Selection, kind: str) -> Any:

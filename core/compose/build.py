@@ -15,8 +15,8 @@ from core.compose.calling import call
 from core.compose.facts import show
 from core.compose.plan import Plan
 from core.errors import UserError
-from core.offers import HEAD_QUANTIZER, Context, ModelOffer
-from core.plugin_manager import Offered, PluginManager
+from core.offers import HEAD_QUANTIZER, Context
+from core.plugin_manager import Offered, PluginManager, remedies
 
 if TYPE_CHECKING:
     from core.engine.engine import Engine

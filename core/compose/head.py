@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.compose.automatic import section_of
+from core.compose.calling import call
 from core.compose.choose import Selection, no_offer
 from core.compose.configuration import Configuration
 from core.compose.settings import KIND_SETTINGS
@@ -69,8 +70,9 @@ def _packs_head(offered: Offered, section: Any) -> bool:
     name, offer = _setting(offered), offered.offer
     if name is not None:
         return bool(getattr(section, name))
-    stored_bits = offer.stored_bits if isinstance(offer, QuantizerOffer) else None
-    return stored_bits is not None and stored_bits(section, "head", ANY_WIDTH) is not None
+    if not isinstance(offer, QuantizerOffer) or offer.stored_bits is None:
+        return False
+    return call(offered, "stored_bits", section, "head", ANY_WIDTH) is not None
 
 
 def _setting(offered: Offered) -> str | None:
