@@ -37,9 +37,15 @@ def test_packing_is_seen():
     assert [format.partition(",")[0] for format in four.formats] == ["int4 in groups of 32", "int8 a row"]
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("model", ["random:tiny", "random:llama-tiny"], ids=["tied", "untied"])
-@pytest.mark.parametrize("layers", [[], ["--quantization", "fp8", "--fp8-emulate"]], ids=["as they are", "fp8"])
+@pytest.mark.parametrize(
+    ("layers", "model", "kernels"),
+    [
+        ([], "random:tiny", "auto"),
+        ([], "random:llama-tiny", "reference"),
+        (["--quantization", "fp8", "--fp8-emulate"], "random:llama-tiny", "auto"),
+    ],
+    ids=["tied", "untied, plain torch", "untied, fp8"],
+)
 def test_a_head_in_eight_bits_beside_any_layers(layers, model, kernels):
     """It takes the bytes it says, leaves the layers alone, and moves the predictions by little, but moves them."""
     base = [*BASE, "--model", model, "--torch-kernels", kernels, *layers]
