@@ -60,12 +60,14 @@ class TorchSettings(Section, frozen=True):
 
 def _heading(path: str) -> Found:
     """:raises ValueError: when it is no table of divisions."""
-    from core.compute.torch_backend.triton.tables import parsed
+    from core.compute.torch_backend.triton.tables import TUNE, parsed
 
     try:
         return parsed(Path(path).read_text(encoding="utf-8"), path)[0]
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no table as `{TUNE}` writes it: {error}") from error
 
 
 def create(context: Context) -> ComputeBackend:

@@ -123,5 +123,10 @@ def test_a_named_file_is_judged_with_the_plan(tmp_path):
     older = composed("--torch-tiling", str(write(tmp_path / "older.toml", triton="3.1")))
     assert older.plan is not None
     assert "was found on NVIDIA L4 with Triton 3.1: another may be faster here" in str(older.plan.warnings)
+    (tmp_path / "none.toml").write_text("take = 3\n")
+    (problem,) = composed("--torch-tiling", str(tmp_path / "none.toml")).problems
+    said = f"{tmp_path / 'none.toml'} is no table as `python -m core.bench tune` writes it: [found] has to say its device and"
+    assert said in problem.what
+    assert problem.where == "--torch-tiling"
     gone = composed("--torch-tiling", str(tmp_path / "gone.toml"))
     assert "gone.toml cannot be read: No such file or directory" in str(gone.problems[0])
