@@ -124,6 +124,7 @@ class CoreSettings(BaseModel, extra="forbid", frozen=True, validate_default=True
     step_timeout: float = Field(
         60.0,
         ge=0.0,
+        le=1e6,
         description="seconds a step may take until /health says 503 and the log what runs; ten times as long for the first "
         "sixteen, in which kernels are compiled; 0: any step may take for ever",
     )

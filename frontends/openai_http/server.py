@@ -189,7 +189,8 @@ class OpenAIServer(FrontEnd):
             yield
 
     async def _drain(self, service: Service, door: Door, server: _Uvicorn, dying: asyncio.Task[str]) -> None:
-        log.info("stopping: waiting at most %g s for what is running", self._drain_timeout)
+        most = "" if math.isinf(self._drain_timeout) else f"at most {self._drain_timeout:g} s "
+        log.info("stopping: waiting %sfor what is running", most)
         stopping = StoppingError("the server is stopping")
         door.close(stopping)
         server.should_exit = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from core.offers import Section
 
@@ -66,3 +67,11 @@ class HttpSettings(Section, frozen=True):
         default=False,
         description="take chat templates from requests; they run in a sandbox, and may still cost much time and memory",
     )
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str | None) -> str | None:
+        """What is none would be found out when the first spans are sent, and told in the log alone."""
+        if endpoint is not None and re.match(r"https?://[^/\s]", endpoint) is None:
+            raise ValueError("no address such as http://127.0.0.1:4318/v1/traces")
+        return endpoint

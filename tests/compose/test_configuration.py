@@ -270,6 +270,12 @@ def test_of_a_value_no_more_is_shown_than_can_be_read(tmp_path):
     assert len(found[0]) < 2000
 
 
+def test_no_step_may_take_longer_than_a_clock_can_count():
+    assert problems("--step-timeout", "inf") == [
+        "step_timeout = 'inf': input should be less than or equal to 1000000\n  set by: --step-timeout"
+    ]
+
+
 def test_a_list_in_a_table_may_be_one_text(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("openai_http: {allowed: 'a, b'}\n")

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from frontends.openai_http.app import create_app
+from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.tracing import provider_of
 from tests.frontends.fake_service import FakeService
 
@@ -69,3 +70,9 @@ def test_spans_are_sent_to_the_endpoint():
     assert path == "/v1/traces"
     assert b"a step" in body
     assert b"dovetail" in body
+
+
+@pytest.mark.parametrize("endpoint", ["", "collector", "localhost:4318", "http://", "file:///x"])
+def test_an_endpoint_that_is_no_address(endpoint):
+    with pytest.raises(ValueError, match="no address such as http"):
+        HttpSettings(otlp_traces_endpoint=endpoint)
