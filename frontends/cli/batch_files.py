@@ -84,7 +84,7 @@ def _read_request(raw: bytes) -> tuple[str, str] | str:
     """(custom_id, url), or what is wrong."""
     try:
         request = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return f"the line is not JSON: {str(error)[:1].lower()}{str(error)[1:]}"
     if not isinstance(request, dict):
         return "the line is no JSON object"
@@ -175,7 +175,7 @@ class Answers:
                     line = json.loads(raw)
                     custom_id = line["custom_id"]
                     good = succeeded(line)
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
                     torn = not whole and (raw.startswith(_ANSWER) or _ANSWER.startswith(raw))
                     if not torn:
                         raise UserError.of(

@@ -144,7 +144,7 @@ def _set(said: str, settings: dict[str, Any]) -> None:
     else:
         try:
             settings[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = value.strip()  # the server says what is wrong with it
 
 

@@ -105,8 +105,9 @@ def _read(given: str, file: str | None) -> str:
 
 
 def _ids(text: str, tokens: Tokenizer) -> list[int]:
-    words = text.replace(",", " ").replace("[", " ").replace("]", " ").split()
-    strange = next((word for word in words if not word.isdecimal() or int(word) >= tokens.vocab_size), None)
+    words = [word.lstrip("0") or "0" for word in text.replace(",", " ").replace("[", " ").replace("]", " ").split()]
+    longest = len(str(tokens.vocab_size))
+    strange = next((word for word in words if not word.isdecimal() or int(word[: longest + 1]) >= tokens.vocab_size), None)
     if strange is not None or not words:
         what = f"{strange!r} is no id of this tokenizer" if words else "no ids are given"
         raise UserError.of(what, "", f"ids are whole numbers below {tokens.vocab_size}")
@@ -116,10 +117,13 @@ def _ids(text: str, tokens: Tokenizer) -> list[int]:
 def _chat(text: str, options: argparse.Namespace, template: Any, tokens: Tokenizer) -> int:
     try:
         said = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError.of(f"the messages are not JSON: {str(error).lower()}", options.file or "") from None
     request = said if isinstance(said, dict) else {"messages": said}
-    more = {**(request.get("chat_template_kwargs") or {}), **({"tools": request["tools"]} if request.get("tools") else {})}
+    more = request.get("chat_template_kwargs") or {}
+    if not isinstance(more, dict) or {"messages", "add_generation_prompt"} & set(more):
+        raise UserError.of("chat_template_kwargs must be an object of the template's own variables", options.file or "")
+    more |= {"tools": request["tools"]} if request.get("tools") else {}
     if not isinstance(request.get("messages"), list):
         raise UserError.of("there is no list of messages", options.file or "", '[{"role": "user", "content": "Hello"}]')
     try:

@@ -173,6 +173,7 @@ def test_text_to_ids_and_back(capsys, monkeypatch, tmp_path):
     file = tmp_path / "ids.json"
     file.write_text("[75, 108]\n")
     assert tokens(capsys, "decode", "--file", str(file)) == "Hi\n"
+    assert "is no id of this tokenizer" in tokens(capsys, "decode", "9" * 5000)
     assert tokens(capsys, "decode", "512") == (
         "dovetail: error: '512' is no id of this tokenizer\n  remedy: ids are whole numbers below 512\n"
     )
@@ -198,4 +199,8 @@ def test_a_chat_is_rendered(capsys):
     assert tokens(capsys, "decode", *map(str, whole["prompt_token_ids"])) == f"{text}\n"
     assert "the messages are not JSON" in tokens(capsys, "chat", "hello")
     assert "there is no list of messages" in tokens(capsys, "chat", "{}")
+    for kwargs in (5, {"messages": []}):
+        told = tokens(capsys, "chat", json.dumps({"messages": messages, "chat_template_kwargs": kwargs}))
+        assert "chat_template_kwargs must be an object of the template's own variables" in told
+    assert "the messages are not JSON" in tokens(capsys, "chat", "[" * 100_000)
     assert "messages[0] needs a role" in tokens(capsys, "chat", "[{}]")
