@@ -116,7 +116,7 @@ class PluginManager:
         return tuple(self._conflicts)
 
     def get(self, name: str) -> Plugin | None:
-        return self._plugins.get(name)
+        return self._plugins.get(name) or self._misnamed(name)
 
     def offers(self, kind: str) -> list[Offered]:
         """Every loaded offer that can be chosen as this kind, by name."""
@@ -131,7 +131,7 @@ class PluginManager:
 
     def named(self, name: str, origin: str) -> list[Problem]:
         """Why a plugin somebody named cannot be used; nothing when it can."""
-        plugin = self._plugins.get(name) or self._misnamed(name)
+        plugin = self.get(name)
         if plugin is None:
             return [
                 Problem(
@@ -154,7 +154,8 @@ class PluginManager:
 
     def _misnamed(self, name: str) -> Plugin | None:
         """A plugin whose own name is none, which nobody can say as it stands: a hyphen is read as an underscore."""
-        return next((each for each in self.plugins if _said(each.name) == _said(name)), None)
+        wrong = (each for each in self.plugins if _PLUGIN_NAME.fullmatch(each.name) is None)
+        return next((each for each in wrong if _said(each.name) == _said(name)), None)
 
     def add_conflict(self, problem: Problem) -> None:
         """What two plugins claim, as only a later step can see."""
@@ -178,8 +179,9 @@ class PluginManager:
                 by_name.setdefault(point.name, []).append(point)
         for name, points in by_name.items():
             provenance = " and ".join(_provenance(point) for point in points)
-            self._plugins[name] = Plugin(name, "blocked" if name in blocked else "loaded", provenance)
-            if name in blocked:
+            left_out = name in blocked or _said(name) in map(_said, blocked)
+            self._plugins[name] = Plugin(name, "blocked" if left_out else "loaded", provenance)
+            if left_out:
                 continue
             if len(points) > 1:
                 self._conflict_of_plugins(name, [_provenance(point) for point in points])

@@ -46,7 +46,10 @@ def attempt(
     """
     configuration = read(first, manager)
     selection = select(configuration)
-    select_head(configuration, selection)
+    try:
+        select_head(configuration, selection)
+    except UserError as error:
+        selection.problems += error.problems
     problems = [*configuration.problems, *selection.problems]
     if not configuration.settings:
         return Composition(selection, Facts({}), problems)

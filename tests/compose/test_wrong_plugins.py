@@ -7,6 +7,8 @@ from pydantic import Field
 
 from core.compose import compose
 from core.compose.build import create_front_end, page_folder
+from core.compose.composition import attempt
+from core.compose.first_pass import first_pass
 from core.compose.report import explain_text
 from core.errors import UserError
 from core.interfaces.rules import Condition, Fact, Remedy, Rule
@@ -175,15 +177,18 @@ def test_a_plugin_whose_name_is_none_is_found_by_it():
         "  remedy: mend or reinstall testdist\n"
         "  remedy: leave the plugin out: --without Bad-Name"
     )
+    point = Point("Bad-Name", plugin("m", register_samplers=[sampler("x")]))
+    assert attempt(first_pass(["--model", "random:tiny", "--without", "Bad-Name"], {}), manager(point), CPU).problems == []
+    [problem] = problems_of(manager(), "PLAIN")
+    assert problem.what == "there is no plugin 'PLAIN'; did you mean 'plain'?"
 
 
 # --- functions of offers, while it is composed and launched -------------------------------------------------------------
 
 
 def problems_of(installed, named="mine", *argv):
-    with pytest.raises(UserError) as refused:
-        compose([*TINY[:-1], named, *argv], env={}, probe=CPU, manager=installed)
-    return refused.value.problems
+    """Told, and not raised: whoever composes for a page shows them there."""
+    return attempt(first_pass([*TINY[:-1], named, *argv], {}), installed, CPU).problems
 
 
 def mine(hook, offer):
