@@ -223,7 +223,7 @@ def stored_weights(plan: Plan, manager: PluginManager) -> Iterator[Iterator[Weig
         if plan.packing is None:
             yield weights(checkpoint, family, plan.spec)
         elif plan.packing.adopted:
-            yield adopted_weights(checkpoint, family.family(), plan.spec, _create(plan, manager, "quantizer"))
+            yield adopted_weights(checkpoint, family, plan.spec, _create(plan, manager, "quantizer"))
         else:
             quantizer = create_quantizer(plan, manager)
             assert quantizer is not None

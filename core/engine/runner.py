@@ -115,16 +115,15 @@ class Runner:
             tokens = self._choose(outcome.logits, rows)
         self._tokens, self._left_next = tokens, outcome.advanced and tokens is outcome.tokens
         fetched = backend.fetch([tokens] if most < 0 else [tokens, *backend.logprobs(raw, tokens, most)])
-        return lambda: self._checked(Sampled(*fetched()))
+        vocab = int(raw.shape[-1])  # of all ranks together, where each has a part of the head
+        return lambda: self._checked(Sampled(*fetched()), vocab)
 
-    def _checked(self, sampled: Sampled) -> Sampled:
+    def _checked(self, sampled: Sampled, vocab: int) -> Sampled:
         """A wrong token would be looked up by everybody behind this."""
         last = sampled.token_ids.astype(np.uint64).max()  # which of a negative one is beyond everything
-        if last >= self._decoder.spec.vocab:
+        if last >= vocab:
             wrong = int(last.view(np.int64))
-            raise ValueError(
-                f"the sampler {self._sampler} gave the token {wrong}, and the model has {self._decoder.spec.vocab}"
-            )
+            raise ValueError(f"the sampler {self._sampler} gave the token {wrong}, and the model has {vocab}")
         return sampled
 
     def _choose(self, logits: Array, rows: SamplingRows) -> Array:
