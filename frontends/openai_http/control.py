@@ -1,7 +1,7 @@
 """What an operator does to a running server: end requests, take no new ones for a while, take them again.
 
 Paths and bodies are FastDeploy's. Anybody may end calls of one's own; all else is an operator's: who shows such a key, or,
-where there are no keys at all, whoever reaches a loopback address.
+where there are no keys at all, whoever reaches a loopback address and is no page of another site.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from frontends.openai_http.deltas import while_connected
 from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.schema import Wire
+from frontends.openai_http.settings import HttpSettings
 from frontends.openai_http.together import Answers
 
 MODES = ("abort", "wait")
@@ -47,9 +48,9 @@ def add_routes(app: FastAPI, door: Door) -> None:
         """What was generated so far is answered, with the finish reason "abort"."""
         body = await read_json(request, AbortBody, door.intake)
         if body.abort_all:
-            _check_operator(door, "ends all requests")
+            _check_operator(door, request, "ends all requests")
         names = None if body.abort_all else body.req_ids or []
-        who = None if _is_operator(door) else asker.get()
+        who = None if _is_operator(door, request) else asker.get()
         aborted, missing = await door.abort(names, who)
         for others, not_theirs in await _others(door, "abort", (names, who)):
             aborted |= others
@@ -60,7 +61,7 @@ def add_routes(app: FastAPI, door: Door) -> None:
     @app.post("/v1/pause")
     async def pause(request: Request) -> Response:
         """New calls are refused with 503. Running ones are ended as by an abort, or with ``?mode=wait`` waited for."""
-        _check_operator(door, "pauses this server")
+        _check_operator(door, request, "pauses this server")
         mode = request.query_params.get("mode", "abort")
         if mode not in MODES:
             raise RequestError(f"mode is {' or '.join(MODES)}, not {mode[:40]!r}", param="mode")
@@ -75,8 +76,8 @@ def add_routes(app: FastAPI, door: Door) -> None:
         return _done({"is_paused": True})
 
     @app.post("/v1/resume")
-    async def resume() -> Response:
-        _check_operator(door, "resumes this server")
+    async def resume(request: Request) -> Response:
+        _check_operator(door, request, "resumes this server")
         door.paused = False
         await _others(door, "pause", False)
         return _done({"is_paused": False})
@@ -107,15 +108,23 @@ def answers(door: Door) -> Answers:
     return {"abort": abort, "pause": pause, "is_paused": is_paused, "idle": idle, "metrics": metrics}
 
 
-def _is_operator(door: Door) -> bool:
+def _is_operator(door: Door, request: Request) -> bool:
     section = door.section
     if section.operator_key or section.api_key or section.api_key_file is not None:
         return operator.get()
-    return is_loopback(section.host)
+    return is_loopback(section.host) and not _by_strange_page(section, request)
 
 
-def _check_operator(door: Door, what: str) -> None:
-    if not _is_operator(door):
+def _by_strange_page(section: HttpSettings, request: Request) -> bool:
+    """Whether a browser asks for a page of another site: who reads that page need not know what it asks."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in section.allowed_origins or "*" in section.allowed_origins:
+        return False
+    return origin.partition("://")[2] != request.headers.get("host")
+
+
+def _check_operator(door: Door, request: Request, what: str) -> None:
+    if not _is_operator(door, request):
         raise RequestError(
             f"only an operator {what}: show a key that the server was started with as --openai-http-operator-key",
             code="operator_only",

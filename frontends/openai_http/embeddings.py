@@ -21,7 +21,7 @@ from frontends.openai_http.door import Door
 from frontends.openai_http.errors import response_to
 from frontends.openai_http.generation import encode
 from frontends.openai_http.params import renamed
-from frontends.openai_http.schema import Prompt, Wire
+from frontends.openai_http.schema import Prompt, Whole, Wire
 
 MAX_INPUTS = 2048  # OpenAI's limit
 
@@ -32,7 +32,7 @@ class EmbeddingsBody(Wire):
     model: str | None = None
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Whole | None = Field(None, ge=1)
     user: str | None = None
     pooling: Literal["last", "mean"] = "last"
     add_special_tokens: bool | None = None

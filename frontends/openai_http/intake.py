@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 
 from starlette.requests import Request
 
@@ -23,7 +24,14 @@ class Intake:
         self._held = 0  # bytes
 
     async def read(self, request: Request) -> bytes:
-        """:raises RequestError: for what is too large, comes too slowly, or finds no room."""
+        """:raises RequestError: for what is too large, packed, comes too slowly, or finds no room."""
+        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+            raise RequestError(
+                f"a body with content-encoding {packed[:40]!r} is not read: send it as it is",
+                param="content-encoding",
+                code="unsupported_encoding",
+                status=415,
+            )
         parts: list[bytes] = []
         size = held = 0
         stream = aiter(request.stream())
@@ -50,7 +58,7 @@ class Intake:
                 code="request_too_large",
                 status=413,
             )
-        return b"".join(parts)
+        return b"".join(parts).removeprefix(BOM_UTF8)  # some clients begin with it
 
     def _check(self) -> None:
         if self._held > TOGETHER * self._largest:

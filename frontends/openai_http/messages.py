@@ -25,7 +25,7 @@ from frontends.openai_http.errors import anthropic_body, describe, response_to
 from frontends.openai_http.generation import Gathered
 from frontends.openai_http.outline import Outline, outline
 from frontends.openai_http.params import chat_names, chat_params, check_limits, check_supported, renamed
-from frontends.openai_http.schema import ChatBody, Wire
+from frontends.openai_http.schema import ChatBody, Whole, Wire
 from frontends.openai_http.single import Event, tell
 from frontends.openai_http.translation import REJECTED, chat_of
 
@@ -58,12 +58,12 @@ class CountBody(Wire):
 class MessagesBody(CountBody):
     """Anthropic's fields. Of what this server adds, everything that a chat takes and that is no field here."""
 
-    max_tokens: int
+    max_tokens: Whole
     stop_sequences: list[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     metadata: dict[str, Any] | None = None
 
 

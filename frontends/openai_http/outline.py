@@ -19,7 +19,7 @@ from core.interfaces.frontend import Service, Tokenizer
 from core.interfaces.parsers import CallBegins, CallGrows, Part, Piece, ReasoningParser, Said, Tool, ToolParser
 from core.interfaces.request import FinishReason, Grammar, SamplingParams
 from frontends.openai_http.form import field_of, grammar_of
-from frontends.openai_http.schema import ChatBody, NamedFunction
+from frontends.openai_http.schema import AllowedTools, ChatBody, NamedFunction
 
 _SEEN = 32  # tokens at the end of a prompt, which say whether it ends in reasoning
 
@@ -165,7 +165,7 @@ class Reading:
 
 
 def tools_of(service: Service, body: ChatBody) -> tuple[Tool, ...]:
-    """The tools that the model is told of. :raises RequestError: where it could not be understood when it calls them."""
+    """The tools that the model may call. :raises RequestError: where it could not be understood when it calls them."""
     choice = body.tool_choice
     if not body.tools:
         if choice not in (None, "none", "auto"):
@@ -184,10 +184,13 @@ def tools_of(service: Service, body: ChatBody) -> tuple[Tool, ...]:
     names = [function.name for function in functions]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RequestError(f"two tools are named {twice!r}", param="tools")
-    if isinstance(choice, NamedFunction) and choice.name not in names:
-        raise RequestError(f"there is no tool {choice.name[:100]!r}; there are {', '.join(names)}", param="tool_choice")
+    chosen = [choice.name] if isinstance(choice, NamedFunction) else choice.names if isinstance(choice, AllowedTools) else []
+    if strange := next((name for name in chosen if name not in names), None):
+        raise RequestError(f"there is no tool {strange[:100]!r}; there are {', '.join(names)}", param="tool_choice")
     return tuple(
-        Tool(each.name, each.description or "", each.parameters or {"type": "object"}, bool(each.strict)) for each in functions
+        Tool(each.name, each.description or "", each.parameters or {"type": "object"}, bool(each.strict))
+        for each in functions
+        if not isinstance(choice, AllowedTools) or each.name in chosen
     )
 
 
@@ -245,18 +248,20 @@ def _tool_form(
     parser: ToolParser, tools: tuple[Tool, ...], body: ChatBody, grammar: Grammar | None, several: bool
 ) -> Sequence[Part] | None:
     """The form of an answer that may or has to call tools; None where it is free."""
-    choice = body.tool_choice or "auto"
+    choice = body.tool_choice.mode if isinstance(body.tool_choice, AllowedTools) else body.tool_choice or "auto"
+    kept_from_some = len(tools) < len(body.tools or ())
     form: Sequence[Part] | None
     if choice == "auto":
         if grammar is not None:
             calls = parser.form(tools, several=several)
             form = calls and [{"any_of": [_parts(grammar, field_of(body)), calls]}]
-        elif any(tool.strict for tool in tools):
+        elif kept_from_some or any(tool.strict for tool in tools):
             checked = [tool if tool.strict else Tool(tool.name) for tool in tools]
             form = parser.strict_form(checked, several=several)
         else:
             return None
-        wish = "strict functions" if grammar is None else f"tools with {field_of(body)}"
+        wish = "tool_choice allowed_tools" if kept_from_some else "strict functions"
+        wish = wish if grammar is None else f"tools with {field_of(body)}"
     else:
         wish = "tool_choice with a function's name" if isinstance(choice, NamedFunction) else "tool_choice required"
         if grammar is not None:
@@ -267,7 +272,7 @@ def _tool_form(
     if form is None:
         raise RequestError(
             f"{wish} cannot be had from the tool parser of this server: it cannot keep an output to the form it reads",
-            param="tools" if choice == "auto" else "tool_choice",
+            param="tool_choice" if choice != "auto" or kept_from_some else "tools",
             code="unsupported_parameter",
         )
     return form

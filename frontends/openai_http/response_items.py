@@ -34,6 +34,8 @@ def messages_of(given: Any) -> Iterator[dict[str, Any]]:
             case "function_call_output":
                 output = _content(item.get("output"), f"{where}.output")
                 yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
+            case "item_reference":
+                raise RequestError(f"{where}: this server keeps no items: send the item itself", param=where)
             case "reasoning":
                 continue  # an answer's own thoughts, which clients send back with it
             case kind:
@@ -75,6 +77,19 @@ def tool_of(number: int, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def choice_of(given: Any) -> Any:
-    if isinstance(given, dict) and given.get("type") == "function":
-        return {"type": "function", "function": {"name": given.get("name")}}
+    if not isinstance(given, dict):
+        return given
+    match given.get("type"):
+        case "function":
+            return _named(given)
+        case "allowed_tools":
+            tools = given.get("tools")
+            named = [_named(tool) for tool in tools] if isinstance(tools, list) else tools
+            return {"type": "allowed_tools", "allowed_tools": {"mode": given.get("mode"), "tools": named}}
     return given
+
+
+def _named(tool: Any) -> Any:
+    if not isinstance(tool, dict):
+        return tool
+    return {"type": tool.get("type"), "function": {"name": tool.get("name")}}

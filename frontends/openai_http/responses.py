@@ -23,7 +23,7 @@ from frontends.openai_http.generation import Gathered
 from frontends.openai_http.outline import Outline, outline
 from frontends.openai_http.params import chat_names, chat_params, check_limits, check_supported, renamed
 from frontends.openai_http.response_items import choice_of, format_of, messages_of, tool_of
-from frontends.openai_http.schema import ChatBody, Wire
+from frontends.openai_http.schema import ChatBody, Whole, Wire
 from frontends.openai_http.single import Event, tell
 from frontends.openai_http.translation import chat_of
 
@@ -52,10 +52,10 @@ class ResponsesBody(Wire):
     model: str | None = None
     input: Any
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     stream: bool | None = None

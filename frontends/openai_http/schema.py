@@ -19,8 +19,14 @@ def _wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("wrong", message)
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 4.0 is 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _stop(value: Any) -> list[str] | None:
-    if value is None:
+    """An empty string is a client's field that was left empty; an empty one among others is a mistake."""
+    if value is None or value == "":
         return None
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or not all(isinstance(each, str) for each in strings):
@@ -76,13 +82,18 @@ def _arguments(text: str) -> str:
 
 
 def _tool_choice(value: Any) -> Any:
-    """One of three words, or a function by its name."""
+    """One of three words, a function by its name, or some of the functions."""
     if isinstance(value, dict):
         with suppress(ValidationError):
+            if value.get("type") == "allowed_tools":
+                return AllowedTools.model_validate(value.get("allowed_tools"))
             return NamedTool.model_validate(value).function
     elif value in (None, "none", "auto", "required"):
         return value
-    raise _wrong('must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}')
+    raise _wrong(
+        'must be "none", "auto", "required", {"type": "function", "function": {"name": ...}} or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [{"type": "function", ...}]}}'
+    )
 
 
 def _banned_ids(value: Any) -> list[list[int]] | None:
@@ -94,6 +105,8 @@ def _banned_ids(value: Any) -> list[list[int]] | None:
     return [[each] if type(each) is int else each for each in value]
 
 
+Whole = Annotated[int, BeforeValidator(_whole)]
+_ROLES = {"developer": "system", "function": "tool"}  # what templates call them
 BannedIds = Annotated[list[list[int]] | None, BeforeValidator(_banned_ids)]
 Stop = Annotated[list[str] | None, BeforeValidator(_stop)]
 Prompt = Annotated[Any, BeforeValidator(_prompt)]
@@ -150,22 +163,36 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
+class AllowedTools(Wire):
+    """The model is told of all tools, and may call these."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+    @property
+    def names(self) -> list[str]:
+        return [tool.function.name for tool in self.tools]
+
+
 class Message(Wire):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """A call and its result may have their older names: ``function_call``, and the role "function"."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content = None
     name: str | None = None
     tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
     def for_template(self) -> dict[str, Any]:
         """ "developer" is OpenAI's newer word for "system", which is what templates know."""
-        role = "system" if self.role == "developer" else self.role
-        known: dict[str, Any] = {"role": role, "content": self.content or ""}
+        known: dict[str, Any] = {"role": _ROLES.get(self.role, self.role), "content": self.content or ""}
         if self.name is not None:
             known["name"] = self.name
-        if self.tool_calls:
-            known["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        calls = self.tool_calls or [CalledTool(function=call) for call in (self.function_call,) if call is not None]
+        if calls:
+            known["tool_calls"] = [call.for_template() for call in calls]
         if self.tool_call_id is not None:
             known["tool_call_id"] = self.tool_call_id
         if self.reasoning_content is not None:
@@ -187,29 +214,29 @@ class GenerationBody(Wire):
     )
 
     model: str | None = None
-    n: int | None = None
+    n: Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     stop: Stop = None
     logit_bias: dict[str, float] | None = None
-    max_tokens: int | None = None
+    max_tokens: Whole | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Whole | None = None
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
-    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+    priority: Whole | None = Field(None, ge=-(2**31), lt=2**31)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
     response_format: dict[str, Any] | None = None
@@ -221,8 +248,8 @@ class GenerationBody(Wire):
     structured_outputs: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = Field(None, min_length=1)
     return_token_ids: bool | None = None
-    max_streaming_response_tokens: int | None = Field(None, ge=1)
-    prompt_logprobs: int | None = None
+    max_streaming_response_tokens: Whole | None = Field(None, ge=1)
+    prompt_logprobs: Whole | None = None
     bad_words: list[str] | None = Field(None, max_length=1024)
     bad_words_token_ids: BannedIds = None
 
@@ -250,9 +277,9 @@ class ChatBody(GenerationBody):
     }
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool | None = None
     chat_template: str | None = None
@@ -274,7 +301,7 @@ class CompletionBody(GenerationBody):
     """``POST /v1/completions``. ``prompt`` is always a list after validation."""
 
     prompt: Prompt
-    logprobs: int | None = None
+    logprobs: Whole | None = None
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: Whole | None = None
     suffix: str | None = None

@@ -151,3 +151,17 @@ def test_a_request_may_step_back_and_before_others_where_the_operator_says_so(pr
     error = posted(COMPLETE, {"prompt": "x", "priority": refused}, service, priorities=priorities)
     assert (error.status_code, error.json()["error"]["param"]) == (400, "priority")
     assert error.json()["error"]["message"].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "status"),
+    [
+        ("https://evil.example", (), 403),
+        ("null", (), 403),
+        ("http://test", (), 200),
+        ("https://mine.example", ("https://mine.example",), 200),
+    ],
+)
+def test_a_page_of_another_site_is_no_operator(origin, allowed, status):
+    answer = posted("/v1/pause", None, FakeService(), {"origin": origin}, allowed_origins=allowed)
+    assert answer.status_code == status

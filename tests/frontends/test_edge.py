@@ -204,6 +204,8 @@ def test_an_allowed_origin_may_ask_before_it_shows_a_key():
 class Coming:
     """A request whose body comes as ``parts`` say, and then no further."""
 
+    headers: dict[str, str] = {}
+
     def __init__(self, *parts):
         self.parts = parts
         self.there = asyncio.Event()
@@ -253,3 +255,13 @@ def test_no_more_bodies_are_on_their_way_than_calls_may_be():
         return refused.value.status
 
     assert asyncio.run(use()) == 429
+
+
+def test_a_packed_body_is_told_as_such_and_a_mark_before_it_is_passed_over():
+    async def use(web):
+        marked = await web.post(COMPLETE, content=b"\xef\xbb\xbf" + json.dumps(PROMPT).encode())
+        return marked, await web.post(COMPLETE, content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+
+    marked, packed = asked(web_client, FakeService(), use)
+    assert marked.status_code == 200
+    assert (packed.status_code, packed.json()["error"]["code"]) == (415, "unsupported_encoding")

@@ -212,6 +212,29 @@ def test_openais_own_fields_that_change_no_answer_are_taken():
     assert posted(CHAT, {"messages": HELLO, **fields}, FakeService()).json()["choices"][0]["message"]["content"] == ANSWER
 
 
+@pytest.mark.parametrize("stop", ["", [], None])
+def test_a_stop_that_was_left_empty_stops_nothing(stop):
+    service = FakeService()
+    assert posted(CHAT, {"messages": HELLO, "stop": stop}, service).status_code == 200
+    assert service.requests[0][2].stop == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (CHAT, {"messages": HELLO, "max_tokens": 4.0}),
+        (COMPLETE, {"prompt": "x", "max_tokens": 4.0}),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 4.0}),
+        ("/v1/messages", {"model": "fake", "messages": HELLO, "max_tokens": 4.0}),
+    ],
+)
+def test_a_whole_number_may_be_written_with_a_point(path, asked):
+    service = FakeService()
+    assert posted(path, {**asked, "top_k": 3.0}, service).status_code == 200
+    params = service.requests[0][2]
+    assert (params.max_tokens, params.top_k, type(params.max_tokens)) == (4, 3, int)
+
+
 # --- words that may not be said -----------------------------------------------------------------------------------------
 
 

@@ -135,7 +135,7 @@ def test_how_hard_to_think_is_for_the_template():
             "input[0].content[0]",
             "input[0].content[0] is of type 'input_image': this model takes text only",
         ),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "input[0] is of type 'item_reference'"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "input[0]: this server keeps no items"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "max_output_tokens must be at least 1, got 0"),
         ({"input": "x", "max_output_tokens": 499}, "max_output_tokens", "the prompt has 19 tokens and max_output_tokens asks"),
         ({"input": "x" * 600}, "input", "the prompt has 618 tokens"),

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.errors import RequestError
+from core.interfaces.parsers import Tool
 from frontends.openai_http.app import create_app
 from reasoning_parsers.think import Think
 from tests.frontends.fake_service import BOS, FakeService, FakeTemplate, FakeTokenizer
@@ -22,6 +23,10 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 def tool(name, parameters=None, **fields):
     return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
+
+
+def allowed(mode, *names):
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [tool(name) for name in names]}}
 
 
 TOOLS = [tool("weather", CITY, description="Of a city."), tool("time")]
@@ -222,6 +227,23 @@ def test_strict_functions_are_a_form_in_free_text():
     assert [each[1]["json_schema"] for each in repeated["repeat"][1]["any_of"]] == [CITY, {"type": "object"}]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_all_tools_that_it_is_told_of_the_model_may_call_some(path, mode):
+    served = service(CALL)
+    body = {"messages": USER, "tools": TOOLS, "tool_choice": allowed(mode, "time")}
+    if path == "/v1/responses":
+        choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "time"}]}
+        body = {"input": USER, "tools": [{"type": "function", **each["function"]} for each in TOOLS], "tool_choice": choice}
+    with TestClient(create_app(served)) as http:
+        http.post(path, json=body).raise_for_status()
+    [(_, given)] = served.chat_template.seen
+    assert [each["function"]["name"] for each in given["tools"]] == ["weather", "time"]
+    time = Tool("time", "", {"type": "object"})
+    form = Tagged().form([time], several=True) if mode == "required" else Tagged().strict_form([time], several=True)
+    assert grammar(served) == ("parts", form)
+
+
 def test_a_form_and_tools_are_one_or_the_other():
     served = service("{}")
     ask(served, tools=TOOLS, response_format={"type": "json_object"})
@@ -232,8 +254,6 @@ def test_a_form_and_tools_are_one_or_the_other():
 
 
 def _tools():
-    from core.interfaces.parsers import Tool
-
     return [Tool("weather", "Of a city.", CITY), Tool("time")]
 
 
@@ -245,6 +265,15 @@ def test_a_conversation_goes_on_after_its_calls():
     _, said, rain, _ = served.chat_template.seen[0][0]
     assert said["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Köln"}}
     assert (rain["role"], rain["tool_call_id"]) == ("tool", made.tool_calls[0].id)
+
+
+def test_calls_and_results_may_have_their_older_names():
+    served = service("At nine.")
+    said = {"role": "assistant", "content": None, "function_call": {"name": "time", "arguments": '{"zone": 1}'}}
+    ask(served, messages=[*USER, said, {"role": "function", "name": "time", "content": "nine"}])
+    _, called, told = served.chat_template.seen[0][0]
+    assert called["tool_calls"][0]["function"] == {"name": "time", "arguments": {"zone": 1}}
+    assert told == {"role": "tool", "content": "nine", "name": "time"}
 
 
 @pytest.mark.parametrize("begins", [False, True])
@@ -323,12 +352,20 @@ REFUSED = [
     ({"tools": [tool("a b")]}, {}, "tools[0].function.name", "tools[0].function.name: string should match pattern"),
     ({"tools": [tool("a"), tool("a")]}, {}, "tools", "two tools are named 'a'"),
     ({"tool_choice": "required"}, {}, "tool_choice", "tool_choice wants a call, and there are no tools"),
-    ({"tools": TOOLS, "tool_choice": "any"}, {}, "tool_choice", 'tool_choice: must be "none", "auto", "required" or {"type":'),
+    ({"tools": TOOLS, "tool_choice": "any"}, {}, "tool_choice", 'tool_choice: must be "none", "auto", "required", {"type":'),
     (
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
         {},
         "tool_choice",
         "there is no tool 'x'; there are weather, time",
+    ),
+    ({"tools": TOOLS, "tool_choice": allowed("auto", "x")}, {}, "tool_choice", "there is no tool 'x'; there are weather, time"),
+    ({"tools": TOOLS, "tool_choice": allowed("any", "time")}, {}, "tool_choice", 'tool_choice: must be "none", "auto"'),
+    (
+        {"tools": TOOLS, "tool_choice": allowed("auto", "time")},
+        {"tools": Pythonic},
+        "tool_choice",
+        "tool_choice allowed_tools cannot be had from the tool parser of this server",
     ),
     (
         {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
