@@ -104,7 +104,7 @@ def draw_any(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
 def part_sums(own: Tensor) -> Tensor:
     """[R, V] -> float64 [R, parts], the last of what is left."""
     whole = own.shape[1] // PART * PART
-    sums = own[:, :whole].unflatten(1, (-1, PART)).sum(-1, dtype=torch.float64)
+    sums = own[:, :whole].reshape(len(own), -1, PART).sum(-1, dtype=torch.float64)
     if whole == own.shape[1]:
         return sums
     return torch.cat([sums, own[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
@@ -149,7 +149,8 @@ def weights(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
 
 def weight_sums(logits: Tensor, largest: Tensor, limits: Limits) -> Tensor:
     """[R, 1]"""
-    rows = torch.arange(len(logits), device=logits.device).split(len(logits) if logits.is_cuda else ROWS_AT_ONCE)
+    at_once = len(logits) if logits.is_cuda else ROWS_AT_ONCE
+    rows = torch.split(torch.arange(len(logits), device=logits.device), at_once)
     sums = [weights(logits[some], largest[some], limits.take(some)).sum(-1, keepdim=True) for some in rows]
     return torch.cat(sums)
 
