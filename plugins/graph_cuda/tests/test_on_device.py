@@ -1,6 +1,7 @@
 """On a device: what is replayed is what runs eagerly, in the real shape, in a whole engine too. ``pytest -m gpu``."""
 
 import gc
+import re
 
 import numpy as np
 import pytest
@@ -172,7 +173,11 @@ def test_a_whole_engine_gives_the_same_tokens_with_cached_prefixes():
     assert cached >= 8 * 128
     assert graphed == eager
     assert any("of decode steps" in line and " 0 steps replayed" in line for line in how)
-    assert any("94 steps replayed" in line for line in how), how  # of each round of 48, all but the prompts'
+    *_, said = how
+    replayed, eagerly = (int(re.search(rf"(\d+) {what}", said)[1]) for what in ("steps replayed", "run eagerly"))
+    # Of two rounds of 48 all but the prompts'; requests that arrive while a step runs make one more of either.
+    assert replayed >= 94, how
+    assert 2 <= eagerly <= 4, how
 
 
 def test_a_whole_engine_gives_the_same_tokens_in_mixed_scope_with_chunks_and_cached_prefixes():
