@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from core.bench import files
 from core.bench.offline import run
 from core.bench.report import ANOTHER, PEERS, Measured, Options, Report
 from core.errors import ExitCode, UserError, problem_text
@@ -40,18 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         compose=tuple(compose),
     )
     try:
+        files.checked(json=known.json, plot=known.plot)
         report = run(options)
+        show(report, Console())
+        if known.json:
+            files.write("--json", Path(known.json), report.as_json() + "\n")
+        if known.plot:
+            from core.bench.plot import draw
+
+            draw(report, Path(known.plot))
     except UserError as error:
         sys.stderr.write("".join(f"{problem_text(problem)}\n" for problem in error.problems))
         return error.exit_code
-    show(report, Console())
-    if known.json:
-        Path(known.json).write_text(report.as_json() + "\n", encoding="utf-8")
-    if known.plot:
-        from core.bench.plot import draw
-
-        draw(report, Path(known.plot))
-    return ExitCode.OK
+    if report.ended_by is not None:
+        sys.stderr.write(f"{problem_text(report.ended_by)}\n")
+    broken = report.ended_by is not None or (report.unsaid is not None and report.unsaid.failed)
+    return ExitCode.FAILED if broken else ExitCode.OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,15 +145,17 @@ def show(report: Report, console: Console) -> None:
         console.print(f"the machine was not idle: load {machine['load_before']:.1f} before the first run", style="yellow")
     if options.busy_cores:
         console.print(f"cores that a neighbour takes: {options.busy_cores}", highlight=False)
-    table = Table(caption=f"median (least to most) of {options.repeat}")
+    until = "" if report.ended_by is None else "at most "
+    table = Table(caption=f"median (least to most) of {until}{options.repeat}")
     table.add_column("")
     for name in report.versions:
         table.add_column(name, justify="right")
     for name in options.against:
         table.add_column(f"to {name}", justify="right")
     for row in report.rows:
-        cells = [f"{row.name}, {row.unit}", *(_cell(row.measured[name]) for name in report.versions)]
-        table.add_row(*cells, *(f"{row.ratios[name]:.2f}x" for name in options.against))
+        cells = [f"{row.name}, {row.unit}", *(_cell(row.measured.get(name)) for name in report.versions)]
+        ratios = row.ratios
+        table.add_row(*cells, *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in options.against))
     console.print(table)
     for name, agreement in report.agreement.items():
         same, prompts = agreement.same_first
@@ -166,10 +173,23 @@ def show(report: Report, console: Console) -> None:
             f"the same likeliest on {found.same_best:.1%} of {found.tokens}",
             highlight=False,
         )
+    if report.unsaid is not None:
+        missing = report.unsaid
+        console.print(
+            f"nothing is said about quality on {missing.model}: {missing.why}"
+            + (f"; remedy: {', or '.join(missing.remedies)}" if missing.remedies else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+    if report.company is None:
+        console.print("the measuring ended early: what is missing above was not measured", style="yellow")
+        return
     console.print(f"neighbours in a step move a log-probability of ours by at most {report.company:.2g}", highlight=False)
 
 
-def _cell(measured: Measured) -> str:
+def _cell(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
     values = measured.values
     figure = _figure(measured.median)
     return figure if len(values) == 1 else f"{figure} ({_figure(min(values))} to {_figure(max(values))})"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from core.bench import files
+from core.bench.child import Child
 from core.bench.host import KINDS, step_seconds
-from core.bench.offline import Child
 from core.bench.report import Options
 from core.bench.workloads import Ceilings, Workload, floor_seconds, nano256, sweep, thousand
 from core.errors import ExitCode, UserError, problem_text
@@ -57,15 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, compose = parser.parse_known_args(argv)
     try:
+        files.checked(json=options.json, plot=options.plot)
         found = measure(options, ["--model", options.model, *compose])
+        show(found, Console())
+        if options.json:
+            files.write("--json", Path(options.json), json.dumps(asdict(found), indent=1) + "\n")
         if options.plot:
             draw(found, Path(options.plot))
     except UserError as error:
         sys.stderr.write("".join(f"{problem_text(problem)}\n" for problem in error.problems))
         return error.exit_code
-    show(found, Console())
-    if options.json:
-        Path(options.json).write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return ExitCode.OK
 
 

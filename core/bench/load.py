@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from core.bench import files
 from core.errors import ExitCode, Problem, UserError
 
 WORDS = (
@@ -281,13 +282,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = vars(parser.parse_args(argv))
     file = known.pop("json")
     try:
+        files.checked(json=file)
         report = asyncio.run(run_load(LoadOptions(**known)))
+        show(report, Console())
+        if file:
+            files.write("--json", Path(file), report.as_json() + "\n")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    show(report, Console())
-    if file:
-        Path(file).write_text(report.as_json() + "\n", encoding="utf-8")
     return ExitCode.FAILED if report.tally.errors else ExitCode.OK
 
 

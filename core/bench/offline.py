@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from core.bench.busy import busy
-from core.bench.report import ANOTHER, OURS, Agreement, Measured, Options, Report, Row
-from core.errors import ExitCode, Problem, UserError
+from core.bench.child import Child
+from core.bench.report import ANOTHER, OURS, Agreement, Measured, Options, Report, Row, Unsaid
+from core.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from core.bench.quality import Quality
     from core.compose.plan import Plan
     from core.interfaces.model import Weight
 
@@ -29,65 +25,25 @@ TOP = 20  # how many of the likeliest tokens are compared
 DEMO = "demo"  # whose predictions mean something
 READ = 1024  # tokens of a text, to find what a quantization costs
 COMPARED = 4  # prompts whose next token is compared
+MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp"}
+PACKAGES = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
+NOTHING = Problem("nothing had been measured by then")
 LIKE = {8.0: "Q8_0", 4.0: "Q4_0"}  # what llama.cpp calls the weights of so many bits
 
 
-class Child:
-    """A contestant in its own process. It computes only between ``ask`` and its answer."""
-
-    def __init__(self, name: str, options: Mapping[str, Any], threads: int) -> None:
-        self.name = name
-        environment = dict(os.environ)
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        command = [sys.executable, "-m", "core.bench.contestant", name, json.dumps(dict(options))]
-        began = perf_counter()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        try:
-            self.versions: dict[str, str] = self._answer()["versions"]
-        except BaseException:
-            self.close()
-            raise
-        self.start_seconds = perf_counter() - began
-
-    def ask(self, **content: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(content) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # told, with the exit code, below
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            problem = Problem(
-                f"the benchmark's {self.name} process ended with exit code {code}", "", ("read what it wrote above",)
-            )
-            raise UserError(problem, exit_code=ExitCode.FAILED)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
 def run(options: Options) -> Report:
-    """:raises UserError: when the composition is refused, or a contestant fails."""
+    """Whatever can be refused is, before a process starts.
+
+    :raises UserError: when a composition is refused, or a contestant fails before anything was measured.
+    """
+    from core.bench.comparison import compared
     from core.compose import compose
+    from core.compose.build import fetched
 
     load_before = os.getloadavg()[0]
-    plan = compose(_argv(options))
+    plan = fetched(compose(_argv(options)))
+    _check_peers(options)
+    comparison = _comparison(options, plan)
     with ExitStack() as opened:
         setups: dict[str, dict[str, Any]] = {OURS: {"argv": _argv(options)}}
         if options.against:
@@ -100,32 +56,62 @@ def run(options: Options) -> Report:
         for name, setup in setups.items():
             children[name] = Child(name, setup, options.threads)
             opened.callback(children[name].close)
-        with busy(options.busy_cores):
-            rows, agreement = _measure(options, children, plan.spec.vocab)
-        company = _company(children[OURS], options, plan.spec.vocab)
-        peaks = {name: Measured((child.ask(do="memory")["peak_bytes"] / 2**20,)) for name, child in children.items()}
-    rows.append(Row("start", "s", {name: Measured((child.start_seconds,)) for name, child in children.items()}, False))
-    rows.append(Row("peak memory", "MiB", peaks, False))
-    versions = {name: child.versions for name, child in children.items()}
-    about = {**machine(), "load_before": load_before}
-    return Report(options, tuple(rows), agreement, company, versions, about, _quality(options, plan))
+        start = Row("start", "s", {name: Measured((child.start_seconds,)) for name, child in children.items()}, False)
+        versions = {name: child.versions for name, child in children.items()}
+        about = {**machine(), "load_before": load_before}
+        speeds = Speeds(options, children)
+        try:
+            with busy(options.busy_cores):
+                agreement = _measure(options, children, plan.spec.vocab, speeds)
+            company = _company(children[OURS], options, plan.spec.vocab)
+            peaks = {name: Measured((child.ask(do="memory")["peak_bytes"] / 2**20,)) for name, child in children.items()}
+        except UserError as error:
+            if not speeds.rows():
+                raise UserError(*error.problems, NOTHING, exit_code=error.exit_code) from error
+            return Report(options, (*speeds.rows(), start), {}, None, versions, about, ended_by=error.problems[0])
+    rows = (*speeds.rows(), start, Row("peak memory", "MiB", peaks, False))
+    found = compared(*comparison, READ) if isinstance(comparison, tuple) else comparison
+    quality, unsaid = (None, found) if isinstance(found, Unsaid) else (found, None)
+    return Report(options, rows, agreement, company, versions, about, quality, unsaid)
 
 
-def _quality(options: Options, plan: Plan) -> Quality | None:
-    """What the quantization costs; None without one, and where it was not said on which model."""
+def _check_peers(options: Options) -> None:
+    """Whether each could run at all: nobody is measured until everybody can be."""
     from core.compose import compose
+
+    problems: list[Problem] = []
+    for peer in options.against:
+        if peer.startswith(ANOTHER):
+            compose(_argv(_on_another(options, peer)))
+        elif find_spec(MODULES[peer]) is None:
+            package = PACKAGES[peer]
+            problems.append(Problem(f"{package} is not installed", f"--against {peer}", (f"pip install {package}",)))
+    if problems:
+        raise UserError(*problems)
+
+
+def _on_another(options: Options, peer: str) -> Options:
+    return replace(options, compose=(*_without_backend(options.compose), "--backend", peer.removeprefix(ANOTHER)))
+
+
+def _comparison(options: Options, plan: Plan) -> tuple[Plan, Plan] | Unsaid | None:
+    """What finds what the quantization costs; None without one, and where it was not said on which model."""
+    from core.bench.comparison import prepared
+    from core.compose import compose
+    from core.compose.build import fetched
     from core.models.sources import kept
 
     own = plan.model.path is not None
     model = options.quality or (options.model if own else DEMO if kept(DEMO, plan.settings) else "")
     if (plan.chosen("quantizer") is None and plan.chosen("head_quantizer") is None) or not model:
         return None
-    from core.bench.quality import TEXT, measure
 
-    stated = {"--model": model, "--dtype": options.dtype, "--threads": str(options.threads), "--max-model-len": str(READ)}
-    packed = compose([*_left_open(stated, options.compose), *options.compose])
-    unpacked = compose([part for flag in stated.items() for part in flag])
-    return measure(packed, unpacked, TEXT.read_text(encoding="utf-8"), READ)
+    def composed(model: str) -> tuple[Plan, Plan]:
+        stated = {"--model": model, "--dtype": options.dtype, "--threads": str(options.threads), "--max-model-len": str(READ)}
+        packed = compose([*_left_open(stated, options.compose), *options.compose])
+        return fetched(packed), fetched(compose([part for flag in stated.items() for part in flag]))
+
+    return prepared(model, bool(options.quality), composed)
 
 
 def _argv(options: Options, model: str | None = None) -> list[str]:
@@ -152,13 +138,10 @@ def _setup(peer: str, plan: Plan, folder: Path, options: Options) -> dict[str, A
     if peer.startswith(ANOTHER):
         if plan.model.path is None:
             _write_checkpoint(plan, folder, options.dtype)
-        other = replace(options, compose=(*_without_backend(options.compose), "--backend", peer.removeprefix(ANOTHER)))
-        return {"argv": _argv(other, model=None if plan.model.path else str(folder))}
+        return {"argv": _argv(_on_another(options, peer), model=None if plan.model.path else str(folder))}
     if peer == "transformers":
         _write_checkpoint(plan, folder, options.dtype)
         return {"folder": str(folder), "dtype": options.dtype, "threads": options.threads}
-    if find_spec("llama_cpp") is None:
-        raise UserError.of("llama-cpp-python is not installed", "--against llama.cpp", "pip install llama-cpp-python")
     from core.bench.gguf_checkpoint import write_gguf
 
     file = folder / "gguf" / "model.gguf"
@@ -200,11 +183,28 @@ def _weights(plan: Plan) -> Iterator[Iterable[Weight]]:
         yield weights
 
 
-def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tuple[list[Row], dict[str, Agreement]]:
+class Speeds:
+    """What each repetition gave, as far as they came."""
+
+    def __init__(self, options: Options, names: Iterable[str]) -> None:
+        names = list(names)
+        self._prefill_len = options.prefill
+        self.decode: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in names} for batch in options.batches}
+        self.prefill: dict[str, list[float]] = {name: [] for name in names}
+
+    def rows(self) -> list[Row]:
+        named = {f"decode, batch {batch}": values for batch, values in self.decode.items()}
+        named[f"prefill of {self._prefill_len}"] = self.prefill
+        rows = [
+            Row(name, "tok/s", {who: Measured(tuple(each)) for who, each in them.items() if each})
+            for name, them in named.items()
+        ]
+        return [row for row in rows if row.measured]
+
+
+def _measure(options: Options, children: Mapping[str, Child], vocab: int, speeds: Speeds) -> dict[str, Agreement]:
     prompts = Prompts(vocab)
     peers = [name for name in children if name != OURS]
-    decode: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in children} for batch in options.batches}
-    prefill: dict[str, list[float]] = {name: [] for name in children}
     alike, counted = dict.fromkeys(peers, 0), 0
     for repetition in range(-1, options.repeat):  # the first warms up
         order = list(children.items())[:: -1 if repetition % 2 else 1]
@@ -213,7 +213,7 @@ def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tup
             answers = {name: child.ask(do="generate", prompts=asked, length=options.output_len) for name, child in order}
             if repetition >= 0:
                 for name, answer in answers.items():
-                    decode[batch][name].append(answer["rest_tokens"] / answer["rest"])
+                    speeds.decode[batch][name].append(answer["rest_tokens"] / answer["rest"])
             for peer in peers:
                 pairs = zip(answers[OURS]["token_ids"], answers[peer]["token_ids"], strict=True)
                 alike[peer] += sum(_alike(ours, theirs) for ours, theirs in pairs)
@@ -223,15 +223,12 @@ def _measure(options: Options, children: Mapping[str, Child], vocab: int) -> tup
             answers = {name: child.ask(do="generate", prompts=asked, length=1) for name, child in order}
             if repetition >= 0:
                 for name, answer in answers.items():
-                    prefill[name].append(options.prefill / answer["first"])
-    rows = [Row(f"decode, batch {batch}", "tok/s", _measured(values)) for batch, values in decode.items()]
-    if options.prefill:
-        rows.append(Row(f"prefill of {options.prefill}", "tok/s", _measured(prefill)))
+                    speeds.prefill[name].append(options.prefill / answer["first"])
     if not peers:
-        return rows, {}
+        return {}
     asked = prompts(COMPARED, options.input_len)
     found = {name: _next(child, asked, min(TOP, vocab)) for name, child in children.items()}
-    return rows, {peer: Agreement(alike[peer] / counted, *_apart(found[OURS], found[peer])) for peer in peers}
+    return {peer: Agreement(alike[peer] / counted, *_apart(found[OURS], found[peer])) for peer in peers}
 
 
 def _company(child: Child, options: Options, vocab: int) -> float:
@@ -258,10 +255,6 @@ def _next(child: Child, prompts: list[list[int]], top: int) -> list[dict[int, fl
 
 def _rows(rows: Sequence[Sequence[tuple[int, float]]]) -> list[dict[int, float]]:
     return [dict(row) for row in rows]
-
-
-def _measured(values: Mapping[str, Sequence[float]]) -> dict[str, Measured]:
-    return {name: Measured(tuple(each)) for name, each in values.items()}
 
 
 def _alike(ours: Sequence[int], theirs: Sequence[int]) -> int:

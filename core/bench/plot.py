@@ -20,11 +20,12 @@ def draw(report: Report, path: Path) -> None:
     axes = figure.subplots()
     width = 0.8 / len(names)
     for place, name in enumerate(names):
-        measured = [row.measured[name] for row in rows]
+        has = [number for number, row in enumerate(rows) if name in row.measured]
+        measured = [rows[number].measured[name] for number in has]
         medians = [each.median for each in measured]
         below = [each.median - min(each.values) for each in measured]
         above = [max(each.values) - each.median for each in measured]
-        at = [number + (place - (len(names) - 1) / 2) * width for number in range(len(rows))]
+        at = [number + (place - (len(names) - 1) / 2) * width for number in has]
         bars = axes.bar(at, medians, width * 0.94, yerr=(below, above), label=name, capsize=2)
         axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     axes.set_xticks(range(len(rows)), [row.name for row in rows])

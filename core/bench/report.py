@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.errors import Problem
+
 if TYPE_CHECKING:
     from core.bench.quality import Quality
 
@@ -60,6 +62,8 @@ class Row:
     @property
     def ratios(self) -> dict[str, float]:
         """How many times better ours is than each peer's."""
+        if OURS not in self.measured:
+            return {}
         ours = self.measured[OURS].median
         peers = {name: measured.median for name, measured in self.measured.items() if name != OURS}
         return {name: ours / theirs if self.more_is_better else theirs / ours for name, theirs in peers.items()}
@@ -81,17 +85,31 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Unsaid:
+    """Why nothing is said about a quantization's quality on a model. ``failed``: it broke, rather than was refused."""
+
+    model: str
+    why: str
+    remedies: tuple[str, ...]
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """``agreement``: with each peer. ``company``: the greatest difference that neighbours in a step make to the
-    log-probability of a likely token of ours; 0 where a request's numbers do not depend on who shares its batch."""
+    log-probability of a likely token of ours; 0 where a request's numbers do not depend on who shares its batch.
+    ``ended_by``: what ended the measuring early; ``rows`` then hold what was measured until then, and the rest is missing.
+    """
 
     options: Options
     rows: tuple[Row, ...]
     agreement: Mapping[str, Agreement]
-    company: float
+    company: float | None
     versions: Mapping[str, Mapping[str, str]]
     machine: Mapping[str, Any] = field(default_factory=dict)
     quality: Quality | None = None  # of a quantization
+    unsaid: Unsaid | None = None
+    ended_by: Problem | None = None
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)

@@ -2,7 +2,7 @@
 
 The same random prompts go to an engine in a process of its own, all at once, and to a server, a streaming client each. The two
 take turns. Told are tokens a second, counted by the answers' usage, and the processor time that HTTP takes for each token,
-in all of its processes (``--api-server-count``).
+in all of its processes (``--api-server-count``). Clients are divided among processes where there are cores to spare.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from time import perf_counter
 from urllib.parse import urlsplit
 
 import psutil
 
-from core.bench.offline import Child
+from core.bench.child import Child
 from core.errors import ExitCode, Problem, UserError
 
 LISTENING = "listening on "
+CORES = 4  # for each process of clients: the server and its engine need most
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def measure(clients: int, input_len: int, output_len: int, repeat: int, compose:
     argv = ["--max-model-len", str(max(16, input_len + output_len)), "--max-num-seqs", str(clients), *compose]
     draw = random.Random(0)
     offline, served, spent = [], [], []
-    with _server(argv) as (process, url):
+    processes = min(clients, max(1, (os.cpu_count() or 1) // CORES))
+    with _server(argv) as (process, url), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         child = Child("dovetail", {"argv": argv}, 0)
         try:
             vocab = 256  # every tokenizer has so many tokens that are text
@@ -56,7 +61,8 @@ def measure(clients: int, input_len: int, output_len: int, repeat: int, compose:
                 http = [process, *(child for child in process.children() if "asker" in child.cmdline()[-1])]
                 before = _processor_seconds(http)
                 began = perf_counter()
-                tokens = sum(asyncio.run(_everybody(url, prompts, output_len)))
+                parts = [pool.submit(_clients, url, prompts[part::processes], output_len) for part in range(processes)]
+                tokens = sum(part.result() for part in parts)
                 seconds = perf_counter() - began
                 after = _processor_seconds(http)
                 if tokens != clients * output_len:
@@ -88,6 +94,10 @@ def _server(argv: Sequence[str]) -> Iterator[tuple[psutil.Process, str]]:
             raise UserError(problem, exit_code=ExitCode.FAILED)
         finally:
             server.terminate()
+
+
+def _clients(url: str, prompts: Sequence[Sequence[int]], length: int) -> int:
+    return sum(asyncio.run(_everybody(url, prompts, length)))
 
 
 async def _everybody(url: str, prompts: Sequence[Sequence[int]], length: int) -> list[int]:

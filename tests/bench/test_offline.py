@@ -1,18 +1,19 @@
 import io
 import json
+from dataclasses import replace
 
 import psutil
 import pytest
 from rich.console import Console
 
-from core.bench import offline
+from core.bench import comparison, files, offline
 from core.bench.busy import busy
+from core.bench.child import Child
 from core.bench.command import main, show
-from core.bench.offline import Child
 from core.bench.plot import draw
 from core.bench.report import OURS, Agreement, Measured, Options, Report, Row
 from core.compose import compose
-from core.errors import UserError
+from core.errors import ExitCode, Problem, UserError
 
 THEIRS, OTHERS = "transformers", "llama.cpp"
 
@@ -41,13 +42,19 @@ class Fake:
         return {"first": self.first, "rest": self.per_token * (length - 1), "rest_tokens": rest, "token_ids": rows}
 
 
+def measured(options, children, vocab):
+    speeds = offline.Speeds(options, children)
+    agreement = offline._measure(options, children, vocab, speeds)
+    return speeds.rows(), agreement
+
+
 OPTIONS = Options(batches=(1, 4), input_len=3, output_len=11, prefill=0, repeat=2, against=(THEIRS,))
 
 
 def test_speeds_and_agreement_come_of_the_answers():
     ours, theirs = Fake(0.5, 0.01), Fake(1.0, 0.04, differs_at=5)
     options = Options(batches=(1, 4), input_len=3, output_len=10, prefill=20, repeat=3, against=(THEIRS,))
-    rows, agreement = offline._measure(options, {OURS: ours, THEIRS: theirs}, vocab=1000)
+    rows, agreement = measured(options, {OURS: ours, THEIRS: theirs}, vocab=1000)
     found = {row.name: row for row in rows}
     assert list(found) == ["decode, batch 1", "decode, batch 4", "prefill of 20"]
     assert found["decode, batch 4"].measured[OURS].values == pytest.approx([400.0] * 3)
@@ -61,7 +68,7 @@ def test_speeds_and_agreement_come_of_the_answers():
 
 def test_every_peer_has_a_ratio_and_an_agreement_of_its_own():
     children = {OURS: Fake(0.5, 0.01), THEIRS: Fake(1.0, 0.04, differs_at=0), OTHERS: Fake(1.0, 0.02)}
-    rows, agreement = offline._measure(OPTIONS, children, vocab=1000)
+    rows, agreement = measured(OPTIONS, children, vocab=1000)
     assert rows[0].ratios == {THEIRS: pytest.approx(4.0), OTHERS: pytest.approx(2.0)}
     assert (agreement[THEIRS].same_tokens, agreement[OTHERS].same_tokens) == (0.0, 1.0)
 
@@ -80,7 +87,7 @@ def test_what_neighbours_change_is_found():
 
 def test_both_are_asked_the_same_and_a_prompt_is_never_asked_twice():
     ours, theirs = Fake(1, 1), Fake(1, 1)
-    offline._measure(OPTIONS, {OURS: ours, THEIRS: theirs}, vocab=10**6)
+    measured(OPTIONS, {OURS: ours, THEIRS: theirs}, vocab=10**6)
     assert ours.asked == theirs.asked
     prompts = [tuple(prompt) for asked in ours.asked for prompt in asked["prompts"]]
     assert len(set(prompts)) == len(prompts)
@@ -96,12 +103,12 @@ def test_the_two_take_turns_in_being_first():
             return super().ask(**content)
 
     options = Options(batches=(1,), output_len=2, prefill=0, repeat=2, against=(THEIRS,))
-    offline._measure(options, {OURS: Noting(1, 1), THEIRS: Noting(2, 1)}, vocab=9)
+    measured(options, {OURS: Noting(1, 1), THEIRS: Noting(2, 1)}, vocab=9)
     assert order[:6] == [2, 1, 1, 2, 2, 1]
 
 
 def test_alone_there_is_nothing_to_agree_with():
-    rows, agreement = offline._measure(OPTIONS, {OURS: Fake(1, 1)}, vocab=9)
+    rows, agreement = measured(OPTIONS, {OURS: Fake(1, 1)}, vocab=9)
     assert agreement == {}
     assert [row.ratios for row in rows] == [{}, {}]
 
@@ -200,11 +207,108 @@ def test_neighbours_take_cores_during_the_block_only():
 def test_what_a_quantization_costs_is_measured_on_a_model_that_was_named_or_has_weights(monkeypatch):
     def found(model="random:tiny", quality="", *flags):
         options = Options(model=model, quality=quality, threads=1, compose=flags)
-        return offline._quality(options, compose(offline._argv(options)))
+        return offline._comparison(options, compose(offline._argv(options)))
 
     assert found() is None, "nothing is quantized"
     monkeypatch.setattr(offline, "DEMO", "elsewhere")
     assert found("random:tiny", "", "--quantization", "wint8") is None, "nothing could be learnt of random weights"
-    of_tiny = found("random:tiny", "random:tiny", "--quantization", "wint8", "--max-model-len", "2048")
+    packed, unpacked = found("random:tiny", "random:tiny", "--quantization", "wint8", "--max-model-len", "2048")
+    assert unpacked.chosen("quantizer") is None
+    of_tiny = comparison.compared(packed, unpacked, 256)
     assert of_tiny.model == "random:tiny"
     assert 0 < of_tiny.kl < 0.01
+
+
+WIDE = "groups of 128 weights do not divide the hidden width 64"
+
+
+def test_a_default_comparison_that_is_refused_is_told_and_one_that_was_named_refuses(tmp_path):
+    def pack(model):
+        return compose(["--model", model, "--quantization", "wint4"]), None
+
+    unsaid = comparison.prepared("random:tiny", False, pack)
+    assert (unsaid.model, unsaid.why) == ("random:tiny", WIDE)
+    assert unsaid.remedies[:2] == ("--quality MODEL: compare on another", "--quant-wint4-pad: fill each row up with zeros")
+    with pytest.raises(UserError, match=WIDE):
+        comparison.prepared("random:tiny", True, pack)
+    told = replace(report(), unsaid=unsaid)
+    written = io.StringIO()
+    show(told, Console(file=written, width=80))
+    assert (
+        f"\nnothing is said about quality on random:tiny: {WIDE}; remedy: --quality MODEL: compare on another, or "
+        in written.getvalue()
+    )
+    assert json.loads(told.as_json())["unsaid"]["why"] == WIDE
+
+
+def test_a_model_that_is_packed_by_itself_is_no_reference():
+    packed = compose(["--model", "random:tiny", "--quantization", "wint8"])
+    unsaid = comparison.prepared("a folder", False, lambda model: (packed, packed))
+    assert unsaid.why == "a folder is packed by itself: there are no unpacked weights beside it"
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing", "said"),
+    [
+        (
+            ["--json", "/no/where/x.json"],
+            None,
+            "/no/where/x.json cannot be written: there is no folder /no/where\n  set by: --json",
+        ),
+        (["--json", "."], None, ". cannot be written: it is a folder\n  set by: --json"),
+        (
+            ["--plot", "x.txt"],
+            None,
+            "x.txt is no picture's name\n  set by: --plot\n  remedy: end it in one of .png, .svg, .pdf",
+        ),
+        (["--plot", "x.png"], "matplotlib", "a plot needs matplotlib\n  set by: --plot"),
+        (["--against", "transformers"], "transformers", "transformers is not installed\n  set by: --against transformers"),
+        (["--against", "llama.cpp"], "llama_cpp", "llama-cpp-python is not installed\n  set by: --against llama.cpp"),
+        (["--against", "backend:torchy"], None, "no installed plugin offers the compute backend 'torchy'"),
+        (["--quantization", "wint4", "--quant-wint4-group-size", "32", "--quality", "no/folder/here"], None, "no/folder/here"),
+    ],
+)
+def test_what_could_fail_afterwards_is_refused_before_anything_starts(argv, missing, said, capsys, monkeypatch):
+    def nobody(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(offline, "Child", nobody)
+    for module in (offline, files):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else True)
+    assert main(["--model", "random:tiny", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lives", "rows"), [(0, None), (5, ["decode, batch 1", "start"])])
+def test_a_contestant_that_fails_in_the_midst_takes_no_figures_along(lives, rows, capsys, monkeypatch, tmp_path):
+    class Mortal(Fake):
+        versions, start_seconds, asks = {}, 1.0, 0
+
+        def __init__(self, name, setup, threads):
+            super().__init__(1.0, 0.01)
+
+        def ask(self, **content):
+            self.asks += 1
+            if self.asks > lives:
+                raise UserError(Problem("it died"), exit_code=ExitCode.FAILED)
+            return super().ask(**content)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(offline, "Child", Mortal)
+    file = tmp_path / "report.json"
+    picture = tmp_path / "report.png"
+    argv = ["--model=random:tiny", "--batch=1", "--repeat=9", "--prefill=0", "--json", str(file), "--plot", str(picture)]
+    assert main(argv) == 1
+    said = capsys.readouterr()
+    assert "dovetail: error: it died\n" in said.err
+    if rows is None:
+        assert "nothing had been measured by then" in said.err
+        return
+    content = json.loads(file.read_text())
+    assert [row["name"] for row in content["rows"]] == rows
+    assert len(content["rows"][0]["measured"][OURS]["values"]) == 4
+    assert content["ended_by"]["what"] == "it died"
+    assert "the measuring ended early" in said.out
+    assert picture.exists()
