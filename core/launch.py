@@ -42,7 +42,7 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
     """
     began = time.monotonic()
     show_log(plan)
-    from core.compose.build import ahead, create_front_end, fetched
+    from core.compose.build import create_front_end, fetched
     from core.engine.client import EngineClient
     from core.engine.sharing import Sharing
     from core.plugin_manager import PluginManager
@@ -50,8 +50,6 @@ def serve(plan: Plan, interpreter: Interpreter | None = None) -> ExitCode:
     with _sigterm_ends(), _telling_origins(plan), contextlib.ExitStack() as ending:
         client = sharing = None
         manager = PluginManager.load_only(plan.plugins)
-        if interpreter is not None:
-            interpreter.expect(ahead(plan, manager))
         try:
             front_end = create_front_end(plan, manager)  # first: a port in use is told before anything is fetched or loaded
             ending.callback(front_end.close)

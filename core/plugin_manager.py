@@ -10,6 +10,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -324,9 +325,13 @@ def _nothing_of(module: Any) -> str:
 
 
 def _provenance(point: metadata.EntryPoint) -> str:
-    distribution = getattr(point, "dist", None)
-    owner = f"{distribution.name} {distribution.version}" if distribution is not None else "no distribution"
-    return f"{owner} ({point.value})"
+    return f"{_owner(getattr(point, 'dist', None))} ({point.value})"
+
+
+@lru_cache
+def _owner(distribution: metadata.Distribution | None) -> str:
+    """Kept, since a distribution parses all that it says of itself each time it is asked."""
+    return f"{distribution.name} {distribution.version}" if distribution is not None else "no distribution"
 
 
 def remedies(plugin: str, provenance: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.interrupts import INTERRUPTED, ended_at_once
@@ -15,8 +15,10 @@ with ended_at_once():
     from core.errors import ExitCode, Problem, UserError, forbidden, problem_text
 
 if TYPE_CHECKING:
+    from core.compose.choose import Selection
     from core.compose.first_pass import FirstPass
     from core.compose.plan import Plan
+    from core.offers import ComputeBackendOffer
     from core.plugin_manager import PluginManager
 
 ENGINE = ("core.launch", "core.compose.build", "core.engine.engine", "core.engine.ranks", "core.engine.runner")
@@ -48,7 +50,7 @@ def _main(argv: Sequence[str], program: str) -> int:
         with ended_at_once():
             from core.compose.first_pass import first_pass
 
-        plan = _composed(first_pass(argv))
+        plan = _composed(first_pass(argv), lambda selection: interpreter.expect(ahead(selection)))
         _warn(plan)
         with ended_at_once():
             from core.launch import serve
@@ -89,14 +91,20 @@ def _discovered(first: FirstPass) -> PluginManager:
         return first.discover(_trace if "--trace-plugins" in first.actions else None)
 
 
-def _composed(first: FirstPass) -> Plan:
+def ahead(selection: Selection) -> tuple[str, ...]:
+    """What the engine's process may import before there is a plan: the framework takes longest of all before the weights."""
+    offer: ComputeBackendOffer | None = selection.offer("compute_backend")
+    return () if offer is None else offer.ahead
+
+
+def _composed(first: FirstPass, selected: Callable[[Selection], None] | None = None) -> Plan:
     """:raises UserError: with everything that is wrong."""
     manager = _discovered(first)
     with ended_at_once():
         from core.compose.composition import attempt
         from core.compose.configuration import refuse_with
 
-    composition = attempt(first, manager)
+    composition = attempt(first, manager, selected=selected)
     refuse_with(composition.problems)
     assert composition.plan is not None
     return composition.plan

@@ -12,6 +12,7 @@ from core.compose.exchange import framework_between, number_formats
 from core.compose.facts import GIB
 from core.compose.memory import Memory
 from core.compose.probe import DeviceProbe
+from core.interfaces.compute import DTYPE_BYTES
 from core.interfaces.model import LINEAR_ROLES, DecoderSpec, Role
 from core.models.shard import Shard
 from core.offers import HEAD_QUANTIZER, ComputeBackendOffer, ParallelismOffer, QuantizerOffer
@@ -90,6 +91,14 @@ def _cores(configuration: Configuration, probe: DeviceProbe, selection: Selectio
     return probe.cores, "this process may use"
 
 
+def _kv_head_bytes(configuration: Configuration, selection: Selection, head_dim: int, element: int) -> int | None:
+    if not isinstance(selection.offer("compute_backend"), ComputeBackendOffer):
+        return None
+    section = section_of(configuration, selection, "compute_backend")
+    taken: int = call(selection.offers["compute_backend"], "kv_head_bytes", section, head_dim, element)
+    return taken
+
+
 def budget_bytes(settings: dict[str, Any], probe: DeviceProbe, ranks: int) -> int | None:
     """What a rank may use of its device's memory, on a CPU of everyone's; None where there is no such device."""
     if settings["device"] == "cpu":
@@ -116,7 +125,8 @@ def resolve_sizes(
         else:
             resolved.decide("max_num_seqs", SEQUENCES, "the usual number")
     sequences = settings["max_num_seqs"]
-    memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget, ranks)
+    kv_head = _kv_head_bytes(configuration, selection, spec.head_dim, DTYPE_BYTES[settings["dtype"]])
+    memory = Memory(spec, settings["dtype"], bits, settings["block_size"], sequences, budget, ranks, kv_head)
     resolved.memory = memory
     if selection.origins.get(HEAD_QUANTIZER) == "auto":
         resolved.reasons["head_quantization"] = f"{selection.offers[HEAD_QUANTIZER].name} packs it with the layers"

@@ -41,13 +41,6 @@ def fetched(plan: Plan) -> Plan:
     return dataclasses.replace(plan, model=fetch(plan.model, plan.settings))
 
 
-def ahead(plan: Plan, manager: PluginManager) -> tuple[str, ...]:
-    """Modules that the engine's process may import before it is told its plan: they take longest of all before the weights."""
-    offer: Any = _offered(plan, manager, "compute_backend").offer
-    modules: tuple[str, ...] = offer.ahead
-    return modules
-
-
 def build_engine(plan: Plan, manager: PluginManager | None = None) -> Engine:
     """The engine of a ``fetched`` plan in this process, with its weights loaded.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +39,21 @@ class Composition:
 
 
 def attempt(
-    first: FirstPass, manager: PluginManager, probe: DeviceProbe | None = None, known: Plan | None = None
+    first: FirstPass,
+    manager: PluginManager,
+    probe: DeviceProbe | None = None,
+    known: Plan | None = None,
+    selected: Callable[[Selection], None] | None = None,
 ) -> Composition:
     """Go as far as what was said allows, and report everything that is wrong with it.
 
     :param known: a plan of the same model, which then need not be looked for and read.
+    :param selected: is given what has been chosen before the machine and the model are looked at, which takes longer.
     """
     configuration = read(first, manager)
     selection = select(configuration)
+    if selected is not None:
+        selected(selection)
     try:
         select_head(configuration, selection)
     except UserError as error:

@@ -1,7 +1,7 @@
 """A GGUF file, mapped: metadata, then where each tensor lies, then the tensors' blocks.
 
 The header is walked here, since the ``gguf`` package takes seconds to index a tokenizer's strings; that package's
-dequantization turns blocks into values.
+dequantization turns blocks into values, where ``gguf_blocks`` does not.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import UserError
 from core.host import usable_cores
 from core.interfaces.model import Tensor
+from core.models import gguf_blocks
 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 LENGTH = struct.Struct("<Q")
 ALIGNMENT = 32  # unless general.alignment says otherwise
 MOST_DIMS = 4
+PLAIN = {0: "f4", 1: "f2", 30: "bfloat16"}  # numbers of formats that are mapped, or nothing but widened
 CHUNK = 1 << 17  # values unpacked at a time
 MOST_WORKERS = 8  # that unpack at the same time
 TOGETHER = 8  # rows given to the package as one
@@ -180,44 +183,73 @@ class GgufFile:
             raise broken(self.path, str(error)) from None
 
     def _row_bytes(self, name: str) -> int:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
         at = self.tensors[name]
-        try:
-            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(at.kind)]
-        except (ValueError, KeyError):
-            raise ValueError(f"tensor {name!r} has the unknown format number {at.kind}") from None
+        block, size = self._block(name, at.kind)
         width = at.shape[-1] if at.shape else 1
         if width % block:
             raise ValueError(f"tensor {name!r} has rows of {width}, which blocks of {block} do not fill")
-        return int(width // block * size)
+        return width // block * size
+
+    def _block(self, name: str, kind: int) -> tuple[int, int]:
+        """(values, bytes)"""
+        if kind in PLAIN:
+            return 1, 4 if PLAIN[kind] == "f4" else 2
+        if kind in gguf_blocks.FORMATS:
+            return gguf_blocks.VALUES, gguf_blocks.FORMATS[kind][0].itemsize
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        try:
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except (ValueError, KeyError):
+            raise ValueError(f"tensor {name!r} has the unknown format number {kind}") from None
+        return int(block), int(size)
 
     def _end(self, name: str) -> int:
         at = self.tensors[name]
         return at.offset + prod(at.shape[:-1]) * self._row_bytes(name)
 
     def tensor(self, name: str) -> Tensor:
-        """float32 values; float32 and float16 tensors are mapped, bfloat16 and packed ones are computed."""
-        import ml_dtypes
+        """float32 values; plain tensors are mapped where they are aligned, packed ones are computed."""
+        at = self.tensors[name]
+        raw = np.frombuffer(self._map, np.uint8, self._end(name) - at.offset, at.offset)
+        if at.kind in PLAIN:
+            import ml_dtypes  # noqa: F401 - numpy learns of bfloat16 by it
+
+            plain = np.dtype(PLAIN[at.kind])
+            if at.offset % plain.itemsize == 0:
+                mapped: Tensor = raw.view(plain).reshape(at.shape)
+                return mapped
+        values = np.empty(prod(at.shape), np.float32)
+        if at.kind in gguf_blocks.FORMATS:
+            self._unpack(at.kind, raw, values)
+        else:
+            self._unpack_by_package(name, raw, values)
+        return values.reshape(at.shape)
+
+    def _unpack(self, kind: int, raw: NDArray[np.uint8], values: NDArray[np.float32]) -> None:
+        size = gguf_blocks.FORMATS[kind][0].itemsize
+
+        def unpack(start: int) -> None:
+            first = start // gguf_blocks.VALUES * size
+            last = first + CHUNK // gguf_blocks.VALUES * size
+            gguf_blocks.unpack(kind, raw[first:last], values[start : start + CHUNK])
+
+        deque(self._workers.map(unpack, range(0, len(values), CHUNK)), maxlen=0)
+
+    def _unpack_by_package(self, name: str, raw: NDArray[np.uint8], values: NDArray[np.float32]) -> None:
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        at = self.tensors[name]
-        raw = np.frombuffer(self._map, np.uint8, self._end(name) - at.offset, at.offset)
-        kind = GGMLQuantizationType(at.kind)
-        plain = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}.get(kind.name)
-        if plain is not None and at.offset % np.dtype(plain).itemsize == 0:
-            mapped: Tensor = raw.view(plain).reshape(at.shape)
-            return mapped
-        rows = raw.reshape(-1, self._row_bytes(name))
+        kind, row_bytes = GGMLQuantizationType(self.tensors[name].kind), self._row_bytes(name)
+        rows = raw.reshape(-1, row_bytes)
         # The package takes sixteen rows at a time, whatever their length: of short ones some are given to it as one.
         together = gcd(len(rows), TOGETHER)
         rows = rows.reshape(len(rows) // together, -1)
-        values = np.empty((len(rows), together * (at.shape[-1] if at.shape else 1)), np.float32)
-        step = max(1, CHUNK // values.shape[1])  # the package's own temporaries are as large as what it is given
+        own = values.reshape(len(rows), -1)
+        step = max(1, CHUNK // own.shape[1])  # the package's own temporaries are as large as what it is given
 
         def unpack(start: int) -> None:
-            values[start : start + step] = dequantize(rows[start : start + step], kind)
+            own[start : start + step] = dequantize(rows[start : start + step], kind)
 
         try:
             deque(self._workers.map(unpack, range(0, len(rows), step)), maxlen=0)
@@ -227,7 +259,6 @@ class GgufFile:
                 "",
                 "choose a file of another format, such as Q8_0 or Q4_K",
             ) from None
-        return values.reshape(at.shape)
 
     def release(self, name: str) -> None:
         start = self.tensors[name].offset

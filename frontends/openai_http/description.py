@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -148,8 +150,10 @@ def _operation(route: Described, keyed: Any) -> dict[str, Any]:
 
 
 def add_routes(app: FastAPI, door: Door) -> None:
-    whole = document(door.version, door.served_names)
+    @cache
+    def whole() -> dict[str, Any]:
+        return document(door.version, door.served_names)
 
     @app.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def openapi(request: Request) -> Response:
-        return response_to(200, whole)
+        return response_to(200, await asyncio.to_thread(whole))  # made when first asked for, which takes as long as many tokens

@@ -2,7 +2,8 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -27,6 +28,11 @@ CPU = DeviceProbe("A Test CPU", 4, ("avx2",), 16 * GIB, 12 * GIB)
 CUDA = DeviceProbe("A Test CPU", 4, ("avx2",), 16 * GIB, 12 * GIB, (Gpu("A Test GPU", 9.0, 80 * GIB, 78 * GIB),))
 
 
+class Distribution(NamedTuple):
+    name: str
+    version: str
+
+
 class Point:
     """An entry point that is nowhere but here."""
 
@@ -35,7 +41,7 @@ class Point:
     def __init__(self, name, module, distribution="testdist", version="1.0"):
         self.name, self._module = name, module
         self.value = getattr(module, "__name__", str(module))
-        self.dist = SimpleNamespace(name=distribution, version=version)
+        self.dist = Distribution(distribution, version)
 
     def load(self):
         if isinstance(self._module, BaseException):

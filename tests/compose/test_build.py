@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from core.compose import compose
-from core.compose.build import ahead, build_engine, checkpoint_formats, count_pages, create_front_end, create_quantizer
+from core.compose.build import build_engine, checkpoint_formats, count_pages, create_front_end, create_quantizer
+from core.compose.composition import attempt
+from core.compose.first_pass import first_pass
 from core.errors import UserError
 from core.interfaces.frontend import FrontEnd
 from core.interfaces.request import Request, SamplingParams
 from core.plugin_manager import PluginManager
+from core.serve import ahead
 from tests.compose.fakes import CPU, CUDA, GIB
 
 TINY = ["--model", "random:tiny", "--threads", "1", "--max-num-seqs", "4", "--max-model-len", "128"]
@@ -129,7 +132,13 @@ def test_on_cuda_too_little_memory_after_loading_is_said_with_what_to_lower():
     )
 
 
-def test_what_is_imported_ahead_is_what_the_chosen_backend_names():
-    plan = compose(TINY, env={}, probe=CPU)
-    (module,) = ahead(plan, PluginManager.load_only(plan.plugins))
+def test_what_is_imported_ahead_is_what_the_chosen_backend_names_before_the_model_is_looked_for():
+    told = []
+    for flags in (["--model", "/nowhere"], [*TINY, "--backend", "none-such"]):
+        found = attempt(
+            first_pass(flags, {}), PluginManager.discover(), CPU, selected=lambda chosen: told.append(ahead(chosen))
+        )
+        assert found.plan is None
+    (module,), nothing = told
     assert vars(importlib.import_module(module))["torch"] is sys.modules["torch"]
+    assert nothing == ()

@@ -1,10 +1,13 @@
 """GGUF files: metadata in config.json's terms, and what is refused."""
 
+import sys
+
 import gguf
 import numpy as np
 import pytest
 
 from core.errors import UserError
+from core.models import gguf_blocks
 from core.models.gguf_file import GgufFile
 from core.models.gguf_format import Gguf
 from tests.models import checkpoints as made
@@ -128,8 +131,33 @@ def test_a_file_that_is_no_gguf(tmp_path):
 
 
 def test_a_format_nothing_unpacks_is_named(tmp_path, monkeypatch):
-    path = made.save_gguf(made.ernie_model(), tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q8_0)
+    path = made.save_gguf(made.ernie_model(), tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q5_0)
     monkeypatch.setattr(gguf.quants, "_type_traits", {})
     checkpoint, _, _ = made.opened(path)
-    with pytest.raises(UserError, match=r"tensor 'token_embd\.weight' is stored as Q8_0, which nothing here unpacks"):
+    with pytest.raises(UserError, match=r"tensor 'token_embd\.weight' is stored as Q5_0, which nothing here unpacks"):
         checkpoint.tensor("token_embd.weight")
+
+
+@pytest.mark.parametrize("kind", gguf_blocks.FORMATS)
+def test_values_are_the_gguf_packages_to_the_last_bit(kind):
+    name, random = gguf.GGMLQuantizationType(kind), np.random.default_rng(kind)
+    values, size = gguf.GGML_QUANT_SIZES[name]
+    # Any bytes are blocks: also scales that are infinite or no number. What a NaN's own bits are is nobody's affair.
+    raw = random.integers(0, 256, (gguf_blocks.AT_A_TIME * 2 + 5, size), dtype=np.uint8)
+    raw[:32, :2] = np.frombuffer(np.array([0, -0.0, np.inf, 6e-8], np.float16).tobytes() * 8, np.uint8).reshape(32, 2)
+    found = np.empty(len(raw) * values, np.float32)
+    with np.errstate(all="ignore"):
+        gguf_blocks.unpack(kind, raw.reshape(-1), found)
+        right = gguf.dequantize(raw, name).reshape(-1)
+    numbers = ~np.isnan(right)
+    assert numbers.sum() > len(right) * 0.8
+    np.testing.assert_array_equal(np.isnan(found), ~numbers)
+    np.testing.assert_array_equal(found[numbers].view(np.uint32), right[numbers].view(np.uint32))
+
+
+def test_what_is_unpacked_here_needs_no_package(tmp_path, monkeypatch):
+    path = made.save_gguf(made.ernie_model(), tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q8_0)
+    right = made.opened(path)[0].tensor("token_embd.weight")
+    monkeypatch.setitem(sys.modules, "gguf.constants", None)
+    monkeypatch.setitem(sys.modules, "gguf.quants", None)
+    np.testing.assert_array_equal(made.opened(path)[0].tensor("token_embd.weight"), right)

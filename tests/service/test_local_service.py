@@ -86,15 +86,6 @@ def test_an_engine_that_forgets_a_request_is_noticed(local):
         local.generate([([0], SamplingParams())])
 
 
-@pytest.fixture
-def interruptible():
-    """What a shell starts in the background ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_between_two_steps_ends_the_call_and_leaves_the_engine_usable(local):
     before = signal.getsignal(signal.SIGINT)
     step = local.engine.step
@@ -113,7 +104,6 @@ def test_ctrl_c_between_two_steps_ends_the_call_and_leaves_the_engine_usable(loc
     assert local.generate([([0], SamplingParams(max_tokens=1))])[0][0].token_ids == [1]
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_does_not_wait_for_the_step(local):
     def stuck():
         os.kill(os.getpid(), signal.SIGINT)
