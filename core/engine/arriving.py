@@ -16,6 +16,8 @@ from core.interfaces.randomness import philox
 from core.interfaces.request import Request, SamplingParams
 from core.interfaces.scheduler import SchedulingPolicy
 
+DRAWN = 256  # seeds at a time: one costs as much as all of them
+
 
 class Arrivals:
     """``preparing``: sequences whose grammar is not ready, by request id; they wait, but in no queue."""
@@ -37,6 +39,7 @@ class Arrivals:
         self._eos = tuple(token for token in eos_token_ids if 0 <= token < vocab)
         self._seed = seed
         self._number = 0
+        self._seeds: tuple[int, list[int]] = (-1, [])  # of the first of DRAWN requests, and of those behind it
 
     def take(self, request: Request) -> Sequence:
         """Its sequence, which is among the ``preparing`` if it waits for a grammar.
@@ -101,5 +104,9 @@ class Arrivals:
 
     def _drawn_seed(self) -> int:
         """The same for the n-th request of every engine with this seed, and unlike that of any other request."""
-        words = philox(np.array([self._seed % 2**64], np.uint64), np.array([self._number], np.int64))[0]
-        return int(words[0]) << 32 | int(words[1])
+        place = self._number % DRAWN
+        first = self._number - place
+        if self._seeds[0] != first:
+            words = philox(np.array([self._seed % 2**64], np.uint64), np.arange(first, first + DRAWN)).astype(np.uint64)
+            self._seeds = (first, (words[:, 0] << np.uint64(32) | words[:, 1]).tolist())
+        return self._seeds[1][place]

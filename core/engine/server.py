@@ -41,6 +41,7 @@ def main() -> None:
     """Entry of the child process. What ``core.engine.interpreter`` says comes by standard input, which then stays open."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or a service manager signals everyone; the parent decides
+    gc.disable()  # until the engine is built: what is imported stays, and walking it again and again would take a while
     try:
         while isinstance(said := pickle.load(sys.stdin.buffer), list):
             _import_ahead(said)
@@ -75,9 +76,10 @@ def _live(inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], payload: bytes) -
         build, argument, step_timeout = cast(tuple[EngineBuilder, Any, float], pickle.loads(payload))
         engine = build(argument)
         del argument, payload
-        gc.collect()
-        gc.freeze()  # what loading left is permanent: later collections need not walk it
         outbox.send(wire.encode(wire.Ready(time.monotonic() - started, engine.limits)))
+        gc.collect()  # while the front end opens its door
+        gc.freeze()  # what loading left is permanent: later collections need not walk it
+        gc.enable()
         with telling_of_long_steps(lambda: engine.under_way, step_timeout):
             run(engine, inbox, outbox)
         return ExitCode.OK

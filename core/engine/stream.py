@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Protocol
@@ -27,12 +28,22 @@ class TokenStream:
     """What the requests of one ``submit`` gain, as (number of the request, event). Belongs to the event loop.
 
     A reader that comes late finds one event of a request for all that it gained meanwhile: the busier the loop, the more tokens
-    go one way together, and the less each of them costs. The engine does not wait for a reader. One who leaves more than
-    ``MOST_UNREAD`` is told so behind what it has, and its requests end.
+    go one way together, and the less each of them costs. So a reader that is quick waits for a ``pause`` of seconds between two
+    events, as long as something is still running; the first, and the last, come at once. The engine does not wait for a reader.
+    One who leaves more than ``MOST_UNREAD`` is told so behind what it has, and its requests end.
     """
 
-    def __init__(self, life: Life, wire_ids: list[str], forget: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        life: Life,
+        wire_ids: list[str],
+        forget: Callable[[list[str]], None],
+        pause: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.life = life
+        self._pause = pause
+        self._read_at = -math.inf  # by the loop's clock
+        self._due = False  # whether a pause is waited for
         self._ids = wire_ids
         self._forget = forget  # what the client does with the ids of requests that nobody wants any more
         self._open = set(range(len(wire_ids)))
@@ -53,6 +64,7 @@ class TokenStream:
                 event = _joined(self._gained.pop(number))
                 self._unread -= _weight(event)
                 if number not in self._dropped:
+                    self._read_at = asyncio.get_running_loop().time()
                     return number, event
             if self._failure is not None:
                 failure, self._failure, self._closed = self._failure, None, True
@@ -108,6 +120,23 @@ class TokenStream:
     def _gain(self, number: int, event: TokenEvent) -> None:
         self._gained.setdefault(number, []).append(event)
         self._unread += _weight(event)
+        if not self._open:
+            self._news.set()
+        elif not self._due:
+            self._tell_in_time()
+
+    def _tell_in_time(self) -> None:
+        """Whoever waits is woken once, and not before a pause is over."""
+        loop = asyncio.get_running_loop()
+        due = self._read_at + self._pause()
+        if due <= loop.time():
+            self._news.set()
+        else:
+            self._due = True
+            loop.call_at(due, self._tell)
+
+    def _tell(self) -> None:
+        self._due = False
         self._news.set()
 
     def _fail(self, error: Exception) -> None:

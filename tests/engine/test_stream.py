@@ -37,6 +37,38 @@ def test_a_reader_who_leaves_too_much_is_told_so_and_its_requests_end(monkeypatc
     assert asyncio.run(run()) == ([[7], [7, 8, 9, 9]], "slow_client", 408)
 
 
+def test_a_quick_reader_has_what_comes_during_a_pause_at_once_and_the_first_and_the_last_without_one():
+    async def run():
+        stream = TokenStream(None, ["a"], [].append, pause=lambda: pause)
+        told, pause = [], 0.01
+
+        async def reads():
+            async for _, event in stream:
+                told.append(event.token_ids)
+
+        async def come(*events):
+            for event in events:
+                stream.put(0, event)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+
+        reader = asyncio.create_task(reads())
+        await come(TokenEvent("a", [1]))
+        assert told == [[1]], "the first"
+        await come(TokenEvent("a", [2]), TokenEvent("a", [3]))
+        assert told == [[1]]
+        async with asyncio.timeout(10):
+            while len(told) < 2:
+                await asyncio.sleep(0.001)
+        pause = 3600.0
+        await come(TokenEvent("a", [4], "length"))
+        async with asyncio.timeout(10):
+            await reader
+        return told
+
+    assert asyncio.run(run()) == [[1], [2, 3], [4]]
+
+
 def test_what_is_read_is_counted_no_more_and_the_end_is_never_too_much(monkeypatch):
     monkeypatch.setattr(streams, "MOST_UNREAD", 10)
 
