@@ -25,8 +25,8 @@ class Trial:
     tried: int
     skipped: tuple[str, ...]  # candidates that did not compile or did not fit, and why
     wrong: tuple[str, ...]  # candidates that gave other numbers than the reference, and how far off: something is broken
-    before: float  # seconds, of what was in force
-    seconds: float  # of what is to be
+    before: float  # seconds with what was in force, of as much of a step as the backend times
+    seconds: float  # with what is to be
     found: str  # that, for people
 
 

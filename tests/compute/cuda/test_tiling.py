@@ -52,6 +52,12 @@ def test_what_is_chosen_for_ernie_on_capability_9_is_what_was_measured(what):
     assert runs == [[number, rest[0] if rest else None] for number, *rest in CHOICES[what]]
 
 
+def test_what_is_shipped_for_attention_would_be_tried_where_another_table_is_in_force():
+    for most, how in SHIPPED.attention:
+        other = replace(SHIPPED, attention=((1, replace(how, keys=16, warps=16)),))
+        assert how in candidates.divisions(other, most)
+
+
 @pytest.mark.parametrize("format", ["16", "8", "4", "fp8"])
 @pytest.mark.parametrize("role", ROLES)
 def test_there_is_a_way_for_every_width(format, role):

@@ -24,7 +24,7 @@ def multiply(a, b, total):
 def bound(x):
     """``x`` for a loop. What the interpreter takes for a number is an array of one, which Python's range refuses."""
     if INTERPRETED:
-        return x.handle.data.item()
+        return x if isinstance(x, int) else x.handle.data.item()
     return x
 
 

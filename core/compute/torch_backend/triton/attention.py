@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, ANN202, N803 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
+# ruff: noqa: ANN001, ANN201, ANN202, N803, N806 - a kernel's arguments are pointers and scalars of Triton, its constants are in capitals
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc,assignment"
 """Attention over pages: page tables and lengths are read on the device, sums run over blocks of keys and are never stored.
 
@@ -22,7 +22,7 @@ from core.compute.torch_backend.triton.tiling import Division
 from core.interfaces.model import DecoderSpec
 
 ROWS = 16  # the fewest of a tensor core's tile
-TILE_ROWS = {2: 128, 4: 32}  # of a block of queries, the heads of a kv head included, by the bytes of a value
+TILE_ROWS = {2: 64, 4: 32}  # of a block of queries, the heads of a kv head included, by the bytes of a value
 MOST_SPLITS = 64
 ARRIVALS = 1 << 16  # counters: a sequence's kv head takes one
 
@@ -50,12 +50,12 @@ class Attention:
     def __init__(
         self,
         device: torch.device,
-        programs: int,
+        processors: int,
         overlap: bool,
         divided: Callable[[int], Division],
     ) -> None:
-        """``programs``: about as many fill the device. ``divided``: how, by the number of sequences that decode."""
-        self._programs = programs
+        """``processors``: of the device. ``divided``: how, by the number of sequences that decode."""
+        self._processors = processors
         self._overlap = overlap
         self._divided = divided
         self._arrivals = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)  # zero again after each launch
@@ -73,7 +73,8 @@ class Attention:
         sequences, page = step.layout.decodes, keys.shape[1]
         how = self._divided(sequences)
         group = spec.num_heads // spec.num_kv_heads
-        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, how.shortest, self._programs)
+        programs = how.programs * self._processors
+        splits = splits_of(sequences * spec.num_kv_heads, step.layout.pages * page, how.shortest, programs)
         overlap = self._overlap and how.overlap and not step.layout.prompts
         mixed, scores = out, out
         if splits > 1:
@@ -148,10 +149,33 @@ def slots_of(table, places, is_key, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _attend(q, k, v, is_seen, best, total, mixed, SCALE: tl.constexpr):
-    """A block of keys: ``is_seen`` [queries or 1, KEYS]."""
+def page_of(table, place, last, PAGE: tl.constexpr):
+    """Of a block of keys that lies in one page; asked for a block ahead, as what its keys wait for."""
+    return tl.load(table + tl.minimum(place, last - 1) // PAGE, mask=last > 0, other=0)
+
+
+@triton.jit
+def _block(table, page, start, last, kv_head, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
+           WIDE: tl.constexpr, KEYS: tl.constexpr, IN_PAGE: tl.constexpr):  # fmt: skip
+    """Where a block of keys lies: its beginning, and [KEYS, WIDE] from there. IN_PAGE: in this ``page``."""
+    key = tl.arange(0, KEYS)
+    dims = tl.arange(0, WIDE)
+    if IN_PAGE:
+        begin = ((page.to(tl.int64) * PAGE + start % PAGE) * KV_HEADS + kv_head) * DIM
+        where = (key * KV_HEADS * DIM)[:, None] + dims[None, :]
+    else:
+        begin = 0
+        slot = slots_of(table, start + key, start + key < last, PAGE)
+        where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
+    return begin, where
+
+
+@triton.jit
+def _attend(q, k, v, is_seen, best, total, mixed, SCALE: tl.constexpr, WHOLE: tl.constexpr):
+    """A block of keys: ``is_seen`` [queries or 1, KEYS], which nobody asks where the block is seen WHOLE."""
     scores = multiply(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32)) * SCALE
-    scores = tl.where(is_seen, scores, float("-inf"))
+    if not WHOLE:
+        scores = tl.where(is_seen, scores, float("-inf"))
     highest = tl.maximum(best, tl.max(scores, 1))
     weights = tl.exp2(scores - highest[:, None])
     shrink = tl.exp2(best - highest)
@@ -160,19 +184,49 @@ def _attend(q, k, v, is_seen, best, total, mixed, SCALE: tl.constexpr):
 
 
 @triton.jit
-def _absorb(q, keys, values, table, places, seen, last, best, total, mixed, kv_head, SCALE: tl.constexpr,
-            PAGE: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """A block of keys: ``places`` [KEYS] in the sequence, below ``last``; a query sees them up to its ``seen`` [rows]."""
-    dims = tl.arange(0, WIDE)
+def _absorb(q, keys, values, table, page, start, seen, last, best, total, mixed, kv_head, SCALE: tl.constexpr,
+            PAGE: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, KEYS: tl.constexpr,
+            IN_PAGE: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
+    """A block of keys from place ``start`` of the sequence, below ``last``; a query sees them up to its ``seen`` [rows].
+    WHOLE: every query sees them all."""
+    first, where = _block(table, page, start, last, kv_head, PAGE, KV_HEADS, DIM, WIDE, KEYS, IN_PAGE)
+    places = start + tl.arange(0, KEYS)
     is_key = places < last
-    slot = slots_of(table, places, is_key, PAGE)
-    where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
     # What is masked may be anything, a NaN too, and must not be read.
-    mask = is_key[:, None] & (dims < DIM)[None, :]
-    k = tl.load(keys + where, mask=mask, other=0.0)
-    v = tl.load(values + where, mask=mask, other=0.0)
+    if not WHOLE:
+        mask = is_key[:, None] & (tl.arange(0, WIDE) < DIM)[None, :]
+        k = tl.load(keys + first + where, mask=mask, other=0.0)
+        v = tl.load(values + first + where, mask=mask, other=0.0)
+    elif DIM == WIDE:
+        k = tl.load(keys + first + where)
+        v = tl.load(values + first + where)
+    else:
+        mask = (tl.arange(0, WIDE) < DIM)[None, :]
+        k = tl.load(keys + first + where, mask=mask, other=0.0)
+        v = tl.load(values + first + where, mask=mask, other=0.0)
     is_seen = is_key[None, :] & (places[None, :] <= seen[:, None])
-    return _attend(q, k, v, is_seen, best, total, mixed, SCALE)
+    return _attend(q, k, v, is_seen, best, total, mixed, SCALE, WHOLE)
+
+
+@triton.jit
+def _absorb_all(q, keys, values, table, start, whole, seen, last, best, total, mixed, kv_head, SCALE: tl.constexpr,
+                PAGE: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+                KEYS: tl.constexpr):  # fmt: skip
+    """The blocks from ``start``, a multiple of KEYS: up to ``whole`` seen by every query, which has code of its own that asks
+    nothing, and from there to ``last`` as far as ``seen`` says."""
+    IN_PAGE: tl.constexpr = PAGE % KEYS == 0
+    page = page_of(table, start, last, PAGE)
+    for begin in range(bound(start), bound(whole), KEYS):
+        own = page
+        page = page_of(table, begin + KEYS, last, PAGE)
+        best, total, mixed = _absorb(q, keys, values, table, own, begin, seen, last, best, total, mixed, kv_head,
+                                     SCALE, PAGE, KV_HEADS, DIM, WIDE, KEYS, IN_PAGE, True)  # fmt: skip
+    for begin in range(bound(whole), bound(last), KEYS):
+        own = page
+        page = page_of(table, begin + KEYS, last, PAGE)
+        best, total, mixed = _absorb(q, keys, values, table, own, begin, seen, last, best, total, mixed, kv_head,
+                                     SCALE, PAGE, KV_HEADS, DIM, WIDE, KEYS, IN_PAGE, False)  # fmt: skip
+    return best, total, mixed
 
 
 @triton.jit
@@ -186,7 +240,7 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
     split = tl.program_id(2)
     length = tl.load(lengths + sequence)
     splits = tl.num_programs(2)
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, splits), KEYS) * KEYS, FEWEST)
+    chunk = tl.cdiv(tl.maximum(tl.cdiv(length, splits), FEWEST), KEYS) * KEYS
     first = split * chunk
     last = tl.minimum(first + chunk, length)
     rows = tl.arange(0, ROWS)
@@ -196,32 +250,35 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
     pair = sequence.to(tl.int64) * KV_HEADS + kv_head
     own = pair * GROUP * DIM + rows[:, None] * DIM + dims[None, :]
     table = tables + sequence.to(tl.int64) * pages
-    # This step writes the newest key, and earlier steps all others, which may be read at once.
-    places = first + tl.arange(0, KEYS)
-    is_old = places < tl.minimum(last, length - 1)
-    is_newest = (places == length - 1)[:, None] & is_dim
-    slot = slots_of(table, places, places < last, PAGE)
-    where = (slot * KV_HEADS + kv_head)[:, None] * DIM + dims[None, :]
-    k = tl.load(keys + where, mask=is_old[:, None] & is_dim, other=0.0)
-    v = tl.load(values + where, mask=is_old[:, None] & is_dim, other=0.0)
+    if OVERLAP:
+        # This step writes the newest key, and earlier steps all others, which may be read at once.
+        places = first + tl.arange(0, KEYS)
+        is_old = places < tl.minimum(last, length - 1)
+        is_newest = (places == length - 1)[:, None] & is_dim
+        _, where = _block(table, 0, first, last, kv_head, PAGE, KV_HEADS, DIM, WIDE, KEYS, False)
+        k = tl.load(keys + where, mask=is_old[:, None] & is_dim, other=0.0)
+        v = tl.load(values + where, mask=is_old[:, None] & is_dim, other=0.0)
     await_kernel_before(OVERLAP)
     # Of a sequence that is left over, the first split says zeros; splits behind the end say nothing.
     if first < tl.maximum(length, 1 - split):
         wanted = tl.load(q + own, mask=mask, other=0.0)
-        if (length > first) & (length <= first + KEYS):
-            k = tl.where(is_newest, tl.load(keys + where, mask=is_newest, other=0.0), k)
-            v = tl.where(is_newest, tl.load(values + where, mask=is_newest, other=0.0), v)
         best = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         mixed = tl.zeros([ROWS, WIDE], tl.float32)
-        if length > 0:
-            best, total, mixed = _attend(wanted, k, v, (places < last)[None, :], best, total, mixed, SCALE)
         seen = tl.full([ROWS], 0, tl.int32) + last
-        for start in range(bound(first + KEYS), bound(last), KEYS):
-            best, total, mixed = _absorb(
-                wanted, keys, values, table, start + tl.arange(0, KEYS), seen, last,
-                best, total, mixed, kv_head, SCALE, PAGE, KV_HEADS, DIM, WIDE,
-            )  # fmt: skip
+        if OVERLAP:
+            if (length > first) & (length <= first + KEYS):
+                k = tl.where(is_newest, tl.load(keys + where, mask=is_newest, other=0.0), k)
+                v = tl.where(is_newest, tl.load(values + where, mask=is_newest, other=0.0), v)
+            if length > 0:
+                best, total, mixed = _attend(wanted, k, v, (places < last)[None, :], best, total, mixed, SCALE, False)
+            for start in range(bound(first + KEYS), bound(last), KEYS):  # as little code as can be: few keys, and none waits
+                best, total, mixed = _absorb(wanted, keys, values, table, 0, start, seen, last, best, total, mixed, kv_head,
+                                             SCALE, PAGE, KV_HEADS, DIM, WIDE, KEYS, False, False)  # fmt: skip
+        else:
+            whole = first + (last - first) // KEYS * KEYS
+            best, total, mixed = _absorb_all(wanted, keys, values, table, first, whole, seen, last, best, total, mixed,
+                                             kv_head, SCALE, PAGE, KV_HEADS, DIM, WIDE, KEYS)  # fmt: skip
         parts = tl.cdiv(length, chunk)
         if parts <= 1:
             tl.store(out + own, mixed / tl.where(total > 0.0, total, 1.0)[:, None], mask=mask)
@@ -265,8 +322,8 @@ def _decode(q, keys, values, tables, lengths, out, mixed_parts, score_parts, arr
 def _prompt(q, keys, values, tables, lengths, starts, tile_words, out, pages,
             SCALE: tl.constexpr, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
             WIDE: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr):  # fmt: skip
-    """Rows are (query, head), a query's heads beside each other."""
-    tile = tl.program_id(0)
+    """Rows are (query, head), a query's heads beside each other. The last tiles of a prompt have most to do: they go first."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
     sequence = tl.load(tile_words + 2 * tile)
     if sequence < 0:
@@ -286,9 +343,7 @@ def _prompt(q, keys, values, tables, lengths, starts, tile_words, out, pages,
     best = tl.full([QUERIES * HEADS], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES * HEADS], tl.float32)
     mixed = tl.zeros([QUERIES * HEADS, WIDE], tl.float32)
-    for start in range(0, bound(last), KEYS):
-        best, total, mixed = _absorb(
-            wanted, keys, values, tables + sequence.to(tl.int64) * pages, start + tl.arange(0, KEYS), seen, last,
-            best, total, mixed, kv_head, SCALE, PAGE, KV_HEADS, DIM, WIDE,
-        )  # fmt: skip
+    whole = (begin + (length - end) + 1) // KEYS * KEYS  # what its first query sees
+    best, total, mixed = _absorb_all(wanted, keys, values, tables + sequence.to(tl.int64) * pages, 0, whole, seen, last,
+                                     best, total, mixed, kv_head, SCALE, PAGE, KV_HEADS, DIM, WIDE, KEYS)  # fmt: skip
     tl.store(out + own, mixed / total[:, None], mask=mask)

@@ -6,6 +6,7 @@ A few tokens take five kernels a layer: see ``few_rows``. More of them are multi
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -84,10 +85,10 @@ class TritonBackend(TorchBackend):
         self._attention = self._divided_attention()
 
     def _divided_attention(self) -> Attention | SegmentedAttention:
-        programs = 2 * self._processors()
+        processors = self._processors()
         if self._deterministic:
-            return SegmentedAttention(self._target.device, programs)
-        return Attention(self._target.device, programs, self._overlap, partial(division, self.table))
+            return SegmentedAttention(self._target.device, 2 * processors)
+        return Attention(self._target.device, processors, self._overlap, partial(division, self.table))
 
     def divided_by(self, table: Table) -> TritonBackend:
         """The same backend with another table."""
@@ -96,14 +97,14 @@ class TritonBackend(TorchBackend):
         other._attention = other._divided_attention()
         return other
 
-    def tune(self, spec: DecoderSpec, layer: Layer, norm: Norm, head: Linear, wanted: Tuning) -> Tuned:
+    def tune(self, spec: DecoderSpec, layers: Sequence[Layer], norm: Norm, head: Linear, wanted: Tuning) -> Tuned:
         from core.compute.torch_backend.triton.tuning import Tuner
 
         if self._deterministic:
             what = "deterministic steps divide their kernels in one way for every number of tokens: there is nothing to tune"
             raise UserError.of(what, "backend_torch.deterministic", "leave out --deterministic")
         assert isinstance(head, TorchLinear)
-        return Tuner(self, self._target, spec, layer, norm, head, wanted).tuned()
+        return Tuner(self, self._target, spec, layers, norm, head, wanted, self._overlap).tuned()
 
     def _processors(self) -> int:
         if self._target.device.type != "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 from core.compute.torch_backend.triton.tiling import TILE, Division, Table, Tiling, Way, division, fitted, tiling
@@ -14,12 +15,14 @@ HELD = range(3, 33)
 TAKEN_BY_LANES = ((256, 1), (512, 1), (1024, 1), (512, 2), (1024, 2), (1024, 4))  # columns at a time, warps
 TAKEN_BY_WARPS = ((256, 4), (512, 4), (512, 8))
 LIBRARY = Way("library")
+FEW = 32  # sequences, which leave processors without work unless their contexts are cut small
+LEAST, FILLING = 2, 32  # programs of a processor
 
 
 def ways(table: Table, role: Role, tokens: int, columns: int, format: str, value_bytes: int) -> list[Way]:
     """What is in force first, as it is fitted to so many columns; of those that come to the same one."""
     present = tiling(table, role, tokens, columns, format, value_bytes)
-    overlap = present is not None and present.overlap  # what placing programs early is worth only a whole step could tell
+    overlap = present is not None and present.overlap  # the other way is for finalists
     found: dict[Tiling | None, Way] = {present: row_of(present, value_bytes)}
     for way in _imagined(format, tokens, value_bytes, overlap):
         found.setdefault(fitted(way, columns, role, tokens, columns, value_bytes), way)
@@ -58,7 +61,11 @@ def divisions(table: Table, sequences: int) -> list[Division]:
     """What is in force first."""
     present = division(table, sequences)
     found = dict.fromkeys([present])
+    if sequences > FEW:  # there are programs enough: they should be alike, and no longer than it takes to fill the device
+        for keys, warps, shortest, stages in product((32, 64), (1, 2, 4), (256, 512), (2, 3)):
+            found[replace(present, keys=keys, warps=warps, shortest=shortest, stages=stages, programs=FILLING)] = None
+        return list(found)
     for keys, warps, shortest, stages in product((32, 64, 128), (2, 4, 8), (64, 128), (2, 3)):
         if stages == 2 or keys == 64:
-            found[Division(keys, warps, shortest, stages, present.overlap)] = None
+            found[replace(present, keys=keys, warps=warps, shortest=shortest, stages=stages, programs=LEAST)] = None
     return list(found)

@@ -89,6 +89,7 @@ class _Division(_Strict):
     shortest: int = Field(ge=1)
     stages: int = Field(2, ge=1, le=8)
     overlap: bool = False
+    programs: int = Field(2, ge=1, le=64)
 
 
 def shipped(capability: str = GENERAL) -> Table:

@@ -76,6 +76,7 @@ class Division:
     shortest: int  # keys that are worth a program of their own
     stages: int = 2
     overlap: bool = False
+    programs: int = 2  # of a processor, at most, where contexts are divided
 
 
 @dataclass(frozen=True)

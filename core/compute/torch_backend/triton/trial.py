@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ OPERATIONS = (*LINEAR_ROLES, ATTENTION)
 class Inputs:
     """Of a decode step of some sequences: the same numbers for a backend and for its twin."""
 
-    layer: Layer
+    layers: Sequence[Layer]  # the first is what operations are tried with
     norm: Norm
     head: TorchLinear
     kv: PagedKV
@@ -41,21 +41,31 @@ class Inputs:
         """What operations write to is as it was before; what qkv has to write is no number."""
         self.residual.copy_(self.given["hidden"])
         for cache, name in ((self.kv.keys, "keys"), (self.kv.values, "values")):
-            cache[0].copy_(self.given[name])
+            for pages in cache:
+                pages.copy_(self.given[name])
 
     def run(self, backend: TorchBackend, operation: str) -> tuple[Tensor, ...]:
-        hidden = self.given["hidden"]
+        hidden, layer = self.given["hidden"], self.layers[0]
         if operation == "qkv":
-            q = backend.qkv(hidden, self.layer.input_norm, self.layer.qkv, self.kv, 0, self.step)
+            q = backend.qkv(hidden, layer.input_norm, layer.qkv, self.kv, 0, self.step)
             return (q, *(cache[0].flatten(0, 1) for cache in (self.kv.keys, self.kv.values)))
         if operation == ATTENTION:
             return (backend.attention(self.given["q"], self.kv, 0, self.step),)
         if operation == "gate_up":
-            return (backend.gate_up(hidden, self.layer.post_norm, self.layer.gate_up),)
+            return (backend.gate_up(hidden, layer.post_norm, layer.gate_up),)
         if operation == "head":
             return (backend.logits(hidden, self.norm, self.head, self.step),)
-        x, weight = (self.given["mixed"], self.layer.o) if operation == "o" else (self.given["gated"], self.layer.down)
+        x, weight = (self.given["mixed"], layer.o) if operation == "o" else (self.given["gated"], layer.down)
         return (backend.linear_add(x, weight, self.residual),)
+
+    def run_layers(self, backend: TorchBackend, operation: str) -> None:
+        """All of them, one after the other as in a step; before the head, one, and the likeliest tokens behind it."""
+        hidden = self.residual.copy_(self.given["hidden"])
+        if operation != "head":
+            backend.layers(hidden, self.layers, self.kv, self.step)
+            return
+        hidden = backend.layers(hidden, self.layers[:1], self.kv, self.step)
+        backend.argmax(backend.logits(hidden, self.norm, self.head, self.step))
 
     def results(self, backend: TorchBackend, operation: str) -> list[Tensor]:
         """In float32. Of keys and values, those that were written."""

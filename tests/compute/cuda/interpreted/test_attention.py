@@ -24,7 +24,7 @@ class Sequences:
         self.kv = PagedKV(spec, 800 // page_size, page_size, dtype, CPU)
         self.kv.keys[0].fill_(torch.nan)
         self.kv.values[0].fill_(torch.nan)
-        self.attention = attention or Attention(CPU, 24, False, lambda _: Division(64, 4, 64))
+        self.attention = attention or Attention(CPU, 12, False, lambda _: Division(64, 4, 64))
         self.paged = PagedSequences(self.kv.num_pages, page_size, seed=page_size)
         self.random = torch.Generator().manual_seed(page_size)
         self.keys, self.values = {}, {}
