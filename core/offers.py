@@ -253,6 +253,9 @@ class ComputeBackendOffer(Offer):
 
     ``cores(section)``: how many physical cores its settings leave to its threads, or None where they say nothing of it. Threads
     that nobody counted are then no more than these.
+
+    ``kv_head_bytes(section, head_dim, element_bytes)``: what its KV cache takes for a head of a key or of a value, whose
+    numbers have ``element_bytes`` in the model's number format.
     """
 
     kind: ClassVar[str] = "compute_backend"
@@ -265,6 +268,7 @@ class ComputeBackendOffer(Offer):
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exchanges: bool = False
     cores: Callable[[Any], int | None] = field(default=lambda section: None)
+    kv_head_bytes: Callable[[Any, int, int], int] = field(default=lambda section, head_dim, element: head_dim * element)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,11 @@ class Memory:
         max_num_seqs: int,
         budget: int | None,
         ranks: int = 1,
+        kv_head: int | None = None,
     ) -> None:
-        """``spec`` is of the whole model; ``bits``: what a weight takes in each role that is packed; ``budget``: a rank's."""
+        """``spec`` is of the whole model; ``bits``: what a weight takes in each role that is packed; ``budget``: a rank's;
+        ``kv_head``: what a head of a key or of a value takes, if not its numbers in ``dtype``.
+        """
         element = DTYPE_BYTES[dtype]
         vocab, spec = spec.vocab, Shard(spec, 0, ranks).spec
         self.weights = spec.parameters * element
@@ -33,7 +36,7 @@ class Memory:
                 self.weights += math.ceil(parameters * bits[role] / 8)
                 if role != "head" or not spec.tied_head:  # a tied head is packed beside the embedding, which stays
                     self.weights -= parameters * element
-        self.page = spec.kv_bytes_per_token(element) * page_size
+        self.page = spec.kv_bytes_per_token(element, kv_head) * page_size
         self.page_size = page_size
         self.budget = budget
         # Widest moment of a layer: residual, its copy, and the gate and up halves; logits are float32 and sampled out of place.

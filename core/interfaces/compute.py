@@ -373,9 +373,9 @@ class ComputeBackend(ABC):
         here = [np.array(self.to_host(array)) for array in arrays]  # copies: some are the memory of the array itself
         return lambda: here
 
-    def tune(self, spec: DecoderSpec, layer: Layer, norm: Array, head: Linear, wanted: Tuning) -> Tuned:
-        """Try out how this backend's kernels are divided best on this device, for these weights of a model: a layer's, the
-        final norm and the head. What does not compute what the reference computes must not win.
+    def tune(self, spec: DecoderSpec, layers: Sequence[Layer], norm: Array, head: Linear, wanted: Tuning) -> Tuned:
+        """Try out how this backend's kernels are divided best on this device, for these weights of a model: its layers',
+        the final norm and the head. What does not compute what the reference computes must not win.
 
         :raises UserError: by a backend that has nothing to try out, as most have not.
         """

@@ -89,8 +89,9 @@ class DecoderSpec:
         tables = 1 if self.tied_head else 2
         return self.num_layers * self.layer_parameters + tables * self.vocab * self.hidden + self.hidden
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        return self.num_layers * 2 * self.kv_width * element_bytes
+    def kv_bytes_per_token(self, element_bytes: int, head_bytes: int | None = None) -> int:
+        """``head_bytes``: what a head of a key or of a value takes, if not ``head_dim`` elements."""
+        return self.num_layers * 2 * self.num_kv_heads * (head_bytes or self.head_dim * element_bytes)
 
 
 @dataclass(frozen=True)

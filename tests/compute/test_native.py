@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from core.compute.torch_backend.backend import Norm
 from core.compute.torch_backend.linear import DenseLinear
-from core.compute.torch_backend.native import library
+from core.compute.torch_backend.native import check, library
 from core.compute.torch_backend.native.backend import NativeBackend
 from core.compute.torch_backend.native.linear import AT_A_TIME, NativeDense, whole
 from core.compute.torch_backend.native.memory import CHUNK, HUGE, HugePages
-from core.compute.torch_backend.native.step import NativeKV, upload
+from core.compute.torch_backend.native.step import NativeKV, in_eight_bits, out_of_eight_bits, upload
 from core.interfaces.compute import ComputeBackend
 from core.interfaces.model import Weight, WeightName
 from core.models.decoder import Decoder
@@ -33,12 +33,13 @@ def two_threads():
 class Sequences:
     """Random q, k and v: keys and values in pages, and beside them in float64."""
 
-    def __init__(self, spec, dtype, page_size, tokens):
-        self.backend, self.spec, self.dtype = NativeBackend(dtype, threads=2), spec, TORCH[dtype]
+    def __init__(self, spec, dtype, page_size, tokens, eight=False):
+        self.backend = NativeBackend(dtype, threads=2, kv_in_eight_bits=eight)
+        self.spec, self.dtype = spec, TORCH[dtype]
         self.kv = self.backend.kv_cache(spec, -(-tokens // page_size) + 16, page_size)
         assert isinstance(self.kv, NativeKV)
         for pages in (*self.kv.keys, *self.kv.values):
-            pages.fill_(torch.nan)  # whoever reads a slot that nobody wrote will show it
+            pages.fill_(-1 if eight else torch.nan)  # bits of a NaN: whoever reads a slot that nobody wrote will show it
         self.paged = PagedSequences(self.kv.num_pages, page_size, seed=page_size)
         self.random = torch.Generator()
         self.keys, self.values = {}, {}
@@ -59,6 +60,8 @@ class Sequences:
         step = upload(batch)
         self.kv.write(0, torch.from_numpy(batch.slots), k, v)
         got = self.backend.attention(q.flatten(1), self.kv, 0, step)
+        if self.kv.eight:  # what is held is what has to be read
+            k, v = (out_of_eight_bits(in_eight_bits(each)) for each in (k, v))
         tolerance = TOLERANCE["bfloat16" if self.dtype == torch.bfloat16 else "float32"]
         for row, sequence in enumerate(self.paged.order):
             own = slice(batch.query_starts[row], batch.query_starts[row + 1])
@@ -78,6 +81,48 @@ def test_attention_of_prompts_in_pieces_and_decodes(dtype, heads, kv_heads, widt
     sequences.run({0: 300, 1: 64, 2: 5})
     sequences.run({1: 1, 0: 65, 2: 130, 3: 1})
     sequences.run({0: 1, 1: 1, 3: 3, 2: 40})
+
+
+@both
+@pytest.mark.parametrize(("heads", "kv_heads", "width", "page_size"), [(16, 2, 128, 64), (6, 1, 80, 7), (4, 4, 16, 1)])
+def test_attention_over_keys_and_values_in_eight_bits(dtype, heads, kv_heads, width, page_size):
+    spec = tiny_spec(num_layers=1, num_heads=heads, num_kv_heads=kv_heads, head_dim=width)
+    sequences = Sequences(spec, dtype, page_size, 1500, eight=True)
+    sequences.run({0: 300, 1: 64, 2: 5})
+    sequences.run({1: 1, 0: 65, 2: 130, 3: 1})
+    sequences.run({0: 1, 1: 1, 3: 3, 2: 40})
+
+
+def test_a_head_in_eight_bits_is_off_by_half_of_one_step_at_most():
+    values = torch.randn(5, 3, 48) * torch.tensor([1e-30, 1e-3, 1.0, 300.0, 0.0])[:, None, None]
+    held = in_eight_bits(values)
+    assert (held.dtype, held.shape) == (torch.int8, (5, 3, 52))
+    step = values.abs().amax(-1, keepdim=True).double() / 127
+    assert ((out_of_eight_bits(held).double() - values.double()).abs() <= 0.501 * step).all()
+
+
+@both
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_the_kernels_hold_in_eight_bits_is_what_torch_would(dtype, apart):
+    """Behind a projection of their own and beside one of torch's; the bits of the turned keys may differ in float32's last."""
+    whole = [NativeBackend(dtype, threads=2, kv_in_eight_bits=eight) for eight in (False, True)]
+    held = []
+    for backend in whole:
+        made = {weight.name.role: weight for weight in check.weights()}
+        weights = {role: backend.place(weight, check.SPEC, None) for role, weight in made.items()}
+        weight = weights["qkv"]
+        if apart:
+            weight = DenseLinear("qkv", torch.from_numpy(made["qkv"].parts[0]).to(TORCH[dtype]), "")
+        kv = backend.kv_cache(check.SPEC, 60, check.PAGE)
+        step = backend.upload(check.step([(0, 75)]), check.SPEC, kv)
+        backend.qkv(backend.embed(weights["embed"], step), weights["norm"], weight, kv, 0, step)
+        held.append(kv)
+    wide, eight = held
+    for exact, ours in ((wide.keys[0], eight.keys[0]), (wide.values[0], eight.values[0])):
+        largest = exact.float().abs().amax(-1, keepdim=True)
+        allowed = largest * (0.51 / 127 + (2**-8 if dtype == "bfloat16" else 1e-5))
+        assert ((out_of_eight_bits(ours) - exact.float()).abs() <= allowed).all()
+        assert largest.max() > 0.1
 
 
 @both

@@ -17,12 +17,21 @@ from core.interfaces.model import DecoderSpec
 class PagedKV(KVCache):
     """Keys and values, each [pages, page, kv_heads, head_dim] a layer; and what depends on the decoder's shape alone."""
 
-    def __init__(self, spec: DecoderSpec, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        held: tuple[torch.dtype, int] | None = None,
+    ) -> None:
+        """``held``: in what a head is held, and in how many of it, where that is not ``head_dim`` of ``dtype``."""
         self.num_pages = num_pages
         self.page_size = page_size
         self.spec = spec
-        shape = (spec.num_layers, 2, num_pages, page_size, spec.num_kv_heads, spec.head_dim)
-        memory = _zeros(shape, dtype, device)
+        kind, width = held or (dtype, spec.head_dim)
+        memory = _zeros((spec.num_layers, 2, num_pages, page_size, spec.num_kv_heads, width), kind, device)
         self.nbytes = memory.nbytes
         self._memory = memory
         self.keys = [memory[layer, 0] for layer in range(spec.num_layers)]

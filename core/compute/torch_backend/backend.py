@@ -40,6 +40,10 @@ def not_deterministic(what: str, *remedies: str) -> UserError:
     return UserError.of(what, "backend_torch.deterministic", "leave out --deterministic", *remedies)
 
 
+def not_in_eight_bits(what: str) -> UserError:
+    return UserError.of(what, "backend_torch.kv_cache_dtype", "--kv-cache-dtype auto")
+
+
 class TorchBackend(ComputeBackend):
     """Tensors here never require a gradient, so nothing is recorded. They are no inference tensors: those a sampler from
     elsewhere could not write to, and inference mode saves nothing measurable.
@@ -119,9 +123,13 @@ class TorchBackend(ComputeBackend):
 
     def kv_cache(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         free, _ = self.memory()
-        what = room.for_pages(spec, self.dtype, num_pages, page_size, free, self.device)
+        taken = self._kv_bytes_per_token(spec)
+        what = room.for_pages(spec, self.dtype, num_pages, page_size, free, self.device, taken)
         with machine.memory_for(what, *room.REMEDIES):
             return self._kv_memory(spec, num_pages, page_size)
+
+    def _kv_bytes_per_token(self, spec: DecoderSpec) -> int:
+        return spec.kv_bytes_per_token(self._target.dtype.itemsize)
 
     def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         return PagedKV(spec, num_pages, page_size, self._target.dtype, self._target.device)

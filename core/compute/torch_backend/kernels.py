@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from core.compute.torch_backend.backend import TorchBackend, not_deterministic
+from core.compute.torch_backend.backend import TorchBackend, not_deterministic, not_in_eight_bits
 from core.compute.torch_backend.native.build import NotBuiltError
 from core.compute.torch_backend.triton.tables import Device, in_force
 from core.compute.torch_backend.triton.tiling import Table
 from core.errors import UserError
-from core.interfaces.compute import DType
+from core.interfaces.compute import DTYPE_BYTES, DType
 
 log = logging.getLogger("dovetail.compute")
 
@@ -22,10 +22,12 @@ OLDEST = (8, 0)  # compute capability: of bfloat16
 OVERLAPS = (9, 0)  # can place a kernel's programs while the kernel before ends
 
 
-def on_cpu(kernels: str, dtype: DType, threads: int, deterministic: bool = False) -> TorchBackend:
-    """:raises UserError: when native kernels cannot be had, and ``kernels`` is "native", or ``deterministic`` wants them."""
-    native = partial(native_on_cpu, dtype, threads, deterministic)
-    return _chosen(kernels, native, lambda: TorchBackend("cpu", dtype, threads), deterministic)
+def on_cpu(
+    kernels: str, dtype: DType, threads: int, deterministic: bool = False, kv_in_eight_bits: bool = False
+) -> TorchBackend:
+    """:raises UserError: when native kernels cannot be had, and ``kernels`` is "native", or another of these wants them."""
+    native = partial(native_on_cpu, dtype, threads, deterministic, kv_in_eight_bits)
+    return _chosen(kernels, native, lambda: TorchBackend("cpu", dtype, threads), deterministic, kv_in_eight_bits)
 
 
 def on_cuda(kernels: str, device: str, dtype: DType, deterministic: bool = False, tiling: Path | None = None) -> TorchBackend:
@@ -35,7 +37,11 @@ def on_cuda(kernels: str, device: str, dtype: DType, deterministic: bool = False
 
 
 def _chosen(
-    kernels: str, native: Callable[[], TorchBackend], plain: Callable[[], TorchBackend], deterministic: bool
+    kernels: str,
+    native: Callable[[], TorchBackend],
+    plain: Callable[[], TorchBackend],
+    deterministic: bool,
+    kv_in_eight_bits: bool = False,
 ) -> TorchBackend:
     if kernels == "reference":
         log.info("a step's operations are computed by plain torch, as asked for")
@@ -43,6 +49,8 @@ def _chosen(
     try:
         return native()
     except NotBuiltError as error:
+        if kv_in_eight_bits:
+            raise not_in_eight_bits(f"the native kernels cannot be had: {error}") from error
         if deterministic:
             raise not_deterministic(f"what is deterministic are the native kernels, and they cannot be had: {error}") from error
         if kernels == "native":
@@ -53,16 +61,16 @@ def _chosen(
         return plain()
 
 
-def native_on_cpu(dtype: DType, threads: int, deterministic: bool = False) -> TorchBackend:
+def native_on_cpu(dtype: DType, threads: int, deterministic: bool = False, kv_in_eight_bits: bool = False) -> TorchBackend:
     """:raises NotBuiltError: when they are not to be had for this number format or on this machine, or compute wrongly."""
     from core.compute.torch_backend.native import library
     from core.compute.torch_backend.native.backend import DTYPES, NativeBackend
-    from core.compute.torch_backend.native.check import check
+    from core.compute.torch_backend.native.check import ALLOWED, ALLOWED_IN_EIGHT_BITS, check
 
     if dtype not in DTYPES:
         raise NotBuiltError(f"they compute in {' and '.join(DTYPES)}, not in {dtype}")
-    backend = NativeBackend(dtype, threads, deterministic=deterministic)
-    check(backend)
+    backend = NativeBackend(dtype, threads, deterministic=deterministic, kv_in_eight_bits=kv_in_eight_bits)
+    check(backend, ALLOWED_IN_EIGHT_BITS if kv_in_eight_bits else ALLOWED[DTYPE_BYTES[dtype]])
     log.info("a step's operations are computed by native kernels: %s", library.instructions())
     return backend
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from core.compute.torch_backend import affinity, rules
+from core.compute.torch_backend import affinity, eight_bits, rules
 from core.compute.torch_backend.rules import AFFINITY, BINDS, COMPILER, FOUND_FOR, FOUND_ON, NAMED, OTHERS, OWN, TILING, TRITON
 from core.hookspecs import hookimpl
 from core.offers import Alias, ComputeBackendOffer, Context, RulesOffer, Section
@@ -35,6 +35,12 @@ class TorchSettings(Section, frozen=True):
         False,
         description="a request's logits are the same to the last bit whoever shares its steps, and however its prompt is "
         "divided among them; slower, on CUDA by far for prompts",
+    )
+
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto",
+        description="how keys and values are held: as numbers of the model's format, or each head of them as whole numbers of "
+        "eight bits times one of its own, for half the memory. int8 on a CPU with native kernels only",
     )
 
     tiling: str | None = Field(
@@ -77,10 +83,18 @@ def create(context: Context) -> ComputeBackend:
     if context.section.cpu_affinity is not None:
         affinity.stay_on(context.section.cpu_affinity, threads)
     if context.facts["device.kind"] == "cpu":
-        return kernels.on_cpu(context.section.kernels, dtype, threads, context.section.deterministic)
+        return kernels.on_cpu(context.section.kernels, dtype, threads, context.section.deterministic, _eight(context.section))
     device = f"cuda:{context.facts.get('parallel.rank', 0)}"
     tiling = None if context.section.tiling is None else Path(context.section.tiling)
     return kernels.on_cuda(context.section.kernels, device, dtype, context.section.deterministic, tiling)
+
+
+def _eight(section: TorchSettings) -> bool:
+    return section.kv_cache_dtype == "int8"
+
+
+def _kv_head_bytes(section: TorchSettings, head_dim: int, element_bytes: int) -> int:
+    return eight_bits.head_bytes(_eight(section), head_dim, element_bytes)
 
 
 @hookimpl
@@ -92,6 +106,7 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         requires=("torch",),
         ahead=("core.compute.torch_backend.kernels",),
         cores=lambda section: affinity.cores_left(section.cpu_affinity),
+        kv_head_bytes=_kv_head_bytes,
         create=create,
         splits=True,
         settings=TorchSettings,
@@ -99,6 +114,7 @@ def register_compute_backends() -> Iterable[ComputeBackendOffer]:
         aliases=(
             Alias("native kernels, plain torch, or auto", flag="--torch-kernels", sets="kernels"),
             Alias("CPUs that the engine's threads stay on", flag="--cpu-affinity", sets="cpu_affinity"),
+            Alias("how keys and values are held", flag="--kv-cache-dtype", sets="kv_cache_dtype"),
             Alias("how Triton's kernels are divided, as tuning found it", flag="--torch-tiling", sets="tiling"),
             Alias("the same logits whoever shares a request's steps", flag="--deterministic", sets="deterministic"),
             Alias(

@@ -27,6 +27,8 @@ EAGERLY = Remedy("run steps eagerly, without {chosen.graph_backend}")
 DETERMINISTIC = Condition("settings.backend_torch.deterministic", "==", True)
 ANYHOW = Remedy("leave out --deterministic", {"backend_torch.deterministic": False})
 NATIVE = Remedy("--torch-kernels auto", {"backend_torch.kernels": "auto"})
+EIGHT = Condition("settings.backend_torch.kv_cache_dtype", "==", "int8")
+NOT_EIGHT = Remedy("--kv-cache-dtype auto", {"backend_torch.kv_cache_dtype": "auto"})
 TILED = Condition(TILING, "!=", None)
 UNTILED = Remedy("leave out --torch-tiling", {"backend_torch.tiling": None})
 TUNE = Remedy("python -m core.bench tune --output FILE, on this device")
@@ -85,6 +87,41 @@ DETERMINISTIC_RULES = (
         remedies=(Remedy("let one process hold the model"), ANYHOW),
     ),
 )
+EIGHT_BIT_RULES = (
+    Rule(
+        id="eight-bit-kv-on-cuda",
+        when=(EIGHT, ON_CUDA),
+        reason="keys and values in eight bits are what the native kernels of a CPU read and write; on CUDA they are as the "
+        "model has them",
+        remedies=(NOT_EIGHT,),
+    ),
+    Rule(
+        id="eight-bit-kv-in-plain-torch",
+        when=(EIGHT, ON_CPU, Condition("settings.backend_torch.kernels", "==", "reference")),
+        reason="keys and values in eight bits are what native kernels read and write, and plain torch is to compute",
+        remedies=(NATIVE, NOT_EIGHT),
+    ),
+    Rule(
+        id="eight-bit-kv-without-compiler",
+        when=(EIGHT, ON_CPU, Condition("torch.compiler", "==", None)),
+        reason="keys and values in eight bits are what native kernels read and write, which are compiled on this machine, and "
+        "no C++ compiler was found",
+        remedies=(INSTALL, NOT_EIGHT),
+    ),
+    Rule(
+        id="eight-bit-kv-in-float16",
+        when=(EIGHT, ON_CPU, Condition("compute.dtype", "==", "float16")),
+        reason="on a CPU float16 is left to plain torch, which holds keys and values as the model has them",
+        remedies=(BFLOAT16, NOT_EIGHT),
+    ),
+    Rule(
+        id="eight-bit-kv-with-other-heads",
+        when=(EIGHT, ON_CPU, Condition("model.head_dim", "not in", tuple(range(16, 1025, 16)))),
+        reason="attention over heads of {model.head_dim}, no multiple of 16 up to 1024, is left to plain torch, which holds "
+        "keys and values as the model has them",
+        remedies=(NOT_EIGHT,),
+    ),
+)
 TILING_RULES = (
     Rule(
         id="tiling-on-cpu",
@@ -126,6 +163,7 @@ TILING_RULES = (
 )
 RULES = (
     *DETERMINISTIC_RULES,
+    *EIGHT_BIT_RULES,
     *TILING_RULES,
     Rule(
         id="plain-torch-recorded",

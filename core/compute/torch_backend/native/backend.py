@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core.compute.torch_backend import machine
 from core.compute.torch_backend.attention import PagedKV
-from core.compute.torch_backend.backend import Norm, TorchBackend, not_deterministic
+from core.compute.torch_backend.backend import Norm, TorchBackend, not_deterministic, not_in_eight_bits
+from core.compute.torch_backend.eight_bits import head_bytes
 from core.compute.torch_backend.linear import TorchLinear, few_sizes
 from core.compute.torch_backend.native import library, linear, packed
 from core.compute.torch_backend.native.library import ADDRESS, NUMBER, REAL
@@ -47,14 +48,16 @@ def _fields(layer: Layer) -> list[int]:
 class NativeBackend(TorchBackend):
     """In bfloat16 or float32. A call is native where the linear in it and the KV cache are; else torch's, around it."""
 
-    def __init__(self, dtype: DType, threads: int = 0, *, deterministic: bool = False) -> None:
-        """``deterministic``: what comes of a token does not depend on the step it is computed in.
+    def __init__(self, dtype: DType, threads: int = 0, *, deterministic: bool = False, kv_in_eight_bits: bool = False) -> None:
+        """``deterministic``: what comes of a token does not depend on the step it is computed in. ``kv_in_eight_bits``: each
+        head of a key and of a value is held as whole numbers of eight bits, times a number of its own.
 
         :raises NotBuiltError: when the library cannot be had.
         """
         super().__init__("cpu", dtype, threads, deterministic=deterministic)
         library.start(torch.get_num_threads())
         self._target = self._native = NativeTarget(self._target.device, self._target.dtype, even=deterministic)
+        self.kv_in_eight_bits = kv_in_eight_bits
         self._bfloat16 = int(dtype == "bfloat16")
         shape, step, pages, around = ADDRESS, ADDRESS, (ADDRESS, ADDRESS), (ADDRESS, ADDRESS, REAL)
         self._rms_norm = library.function("rms_norm", NUMBER, *around, NUMBER, NUMBER, ADDRESS)
@@ -83,13 +86,19 @@ class NativeBackend(TorchBackend):
     def _kv_memory(self, spec: DecoderSpec, num_pages: int, page_size: int) -> PagedKV:
         why = refusal(spec)
         if why is not None:
+            if self.kv_in_eight_bits:
+                raise not_in_eight_bits(f"attention is left to plain torch: {why}")
             if self._deterministic:
                 raise not_deterministic(
                     f"attention is left to plain torch, which picks how to add up by what a step has: {why}"
                 )
             log.warning("attention and rope are computed in plain torch: %s", why)
             return super()._kv_memory(spec, num_pages, page_size)
-        return NativeKV(spec, num_pages, page_size, self._target.dtype, whole=self._deterministic)
+        return NativeKV(spec, num_pages, page_size, self._target.dtype, whole=self._deterministic, eight=self.kv_in_eight_bits)
+
+    def _kv_bytes_per_token(self, spec: DecoderSpec) -> int:
+        element = self._target.dtype.itemsize
+        return spec.kv_bytes_per_token(element, head_bytes(self.kv_in_eight_bits, spec.head_dim, element))
 
     def upload(self, batch: StepBatch, spec: DecoderSpec, kv: KVCache) -> Step | NativeStep:  # type: ignore[override]
         return upload(batch) if isinstance(kv, NativeKV) else super().upload(batch, spec, kv)

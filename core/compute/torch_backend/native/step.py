@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.compute.torch_backend.attention import PagedKV
+from core.compute.torch_backend.eight_bits import SCALE_BYTES
 from core.compute.torch_backend.step import to_device
 from core.interfaces.compute import StepBatch
 from core.interfaces.model import DecoderSpec
@@ -30,10 +31,33 @@ def refusal(spec: DecoderSpec) -> str | None:
     return None
 
 
+def in_eight_bits(values: Tensor) -> Tensor:
+    """Heads [..., head_dim] as the kernels hold them (src/eight.h): int8 [..., 4 + head_dim], a float32 and multiples of it."""
+    values = values.float()
+    scale = values.abs().amax(-1, keepdim=True) / 127.0
+    inverse = torch.where(scale > 0.0, 1.0 / scale, 0.0)
+    return torch.cat([scale.view(torch.int8), (values * inverse).round().to(torch.int8)], -1)
+
+
+def out_of_eight_bits(held: Tensor) -> Tensor:
+    """What heads so held are worth: float32 [..., head_dim]."""
+    return held[..., SCALE_BYTES:].float() * held[..., :SCALE_BYTES].contiguous().view(torch.float32)
+
+
 class NativeKV(PagedKV):
-    def __init__(self, spec: DecoderSpec, num_pages: int, page_size: int, dtype: torch.dtype, whole: bool = False) -> None:
-        """``whole``: a query's keys are never parted among tasks."""
-        super().__init__(spec, num_pages, page_size, dtype, CPU)
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        whole: bool = False,
+        eight: bool = False,
+    ) -> None:
+        """``whole``: a query's keys are never parted among tasks. ``eight``: keys and values are held in eight bits."""
+        held = (torch.int8, spec.head_dim + SCALE_BYTES) if eight else None
+        super().__init__(spec, num_pages, page_size, dtype, CPU, held)
+        self.eight = eight
         self._turns = self.turns.real.contiguous(), self.turns.imag.contiguous()
         self._fields = np.array(
             [
@@ -44,6 +68,7 @@ class NativeKV(PagedKV):
                 page_size,
                 spec.rope_style == "interleaved",
                 *(turns.data_ptr() for turns in self._turns),
+                eight,
                 whole,
             ],
             np.int64,
@@ -51,6 +76,11 @@ class NativeKV(PagedKV):
         self.shape = self._fields.ctypes.data
         self._places = np.array([[each.data_ptr() for each in pages] for pages in (self.keys, self.values)], np.int64)
         self.key_places, self.value_places = (places.ctypes.data for places in self._places)
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        if self.eight:
+            keys, values = in_eight_bits(keys), in_eight_bits(values)
+        super().write(layer, slots, keys, values)
 
 
 @dataclass(frozen=True, slots=True)

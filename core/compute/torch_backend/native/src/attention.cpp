@@ -3,6 +3,7 @@
 // A task is some queries of one sequence, in all heads that share one kv head: its rows. It goes through the keys in blocks of
 // 64 positions: rearranges keys and values once, multiplies all rows by them. Where a sequence has few queries, tasks also part
 // its keys, at every 256th position wherever it ends, and their results are joined: what comes out hangs on no other sequence.
+#include "eight.h"
 #include "layer.h"
 #include "scratch.h"
 #include "team.h"
@@ -168,7 +169,7 @@ template <class T> struct Call {
     const T *q, *keys, *values;
     T *out;
     float *parts;
-    int64_t group, wide, part_size;
+    int64_t group, wide, part_size, head_bytes;
 
     // Scores of a block's keys, as weights e^(score - largest) in `p`; the sums so far are scaled when the largest has grown.
     void soften(float *scores, int64_t rows, int64_t first_query_key, int64_t block_first, float scale, float *largest_of,
@@ -204,13 +205,20 @@ template <class T> struct Call {
         }
     }
 
-    int64_t place_of(const int32_t *pages, int64_t position, int64_t kv_head) const {
+    int64_t place_of(const int32_t *pages, int64_t position, int64_t kv_head) const { // in bytes
         int64_t slot = pages[position / shape.page_size] * shape.page_size + position % shape.page_size;
-        return (slot * shape.kv_heads + kv_head) * shape.dim;
+        return (slot * shape.kv_heads + kv_head) * head_bytes;
     }
 
-    void ask_for(const T *head) const {
-        for (int64_t d = 0; d < shape.dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(head + d, 0, 2);
+    void ask_for(const char *head) const {
+        for (int64_t byte = 0; byte < head_bytes; byte += 64) __builtin_prefetch(head + byte, 0, 2);
+    }
+
+    // A head as it is computed with; what is held in eight bits is put into `room`.
+    const T *widened_head(const char *head, T *room) const {
+        if (!shape.eight) return reinterpret_cast<const T *>(head);
+        from_eight(reinterpret_cast<const int8_t *>(head), shape.dim, room);
+        return room;
     }
 
     void run(const Task &task) const {
@@ -226,7 +234,8 @@ template <class T> struct Call {
         static thread_local Scratch memory;
         int64_t sizes[] = {rows * depth * int64_t(sizeof(Unit)), depth * KEYS * int64_t(sizeof(Unit)),
                            B::units(KEYS) * wide * int64_t(sizeof(Unit)), rows * KEYS * 4,
-                           rows * B::units(KEYS) * int64_t(sizeof(Unit)), rows * wide * 4};
+                           rows * B::units(KEYS) * int64_t(sizeof(Unit)), rows * wide * 4,
+                           shape.eight ? 2 * KEYS * dim * int64_t(sizeof(T)) : 0};
         int64_t whole = 0;
         for (int64_t &size : sizes) whole += size = (size + 63) / 64 * 64;
         char *place = memory.take(whole);
@@ -240,6 +249,7 @@ template <class T> struct Call {
         float *scores = reinterpret_cast<float *>(next(3));
         Unit *p = reinterpret_cast<Unit *>(next(4));
         float *sums = reinterpret_cast<float *>(next(5));
+        T *rooms = reinterpret_cast<T *>(next(6));
         float largest_of[MOST_ROWS], total_of[MOST_ROWS];
 
         for (int64_t row = 0; row < rows; ++row) {
@@ -252,16 +262,18 @@ template <class T> struct Call {
         for (int64_t block = task.from; block < task.to; block += KEYS) {
             int64_t keys_here = task.to - block < KEYS ? task.to - block : KEYS;
             const T *k_rows[KEYS], *v_rows[KEYS];
+            const char *k_heads = reinterpret_cast<const char *>(keys), *v_heads[KEYS];
             for (int64_t key = 0; key < keys_here; ++key) {
-                int64_t offset = place_of(pages, block + key, task.kv_head);
-                k_rows[key] = keys + offset;
-                v_rows[key] = values + offset;
-                ask_for(v_rows[key]);
+                int64_t at = place_of(pages, block + key, task.kv_head);
+                k_rows[key] = widened_head(k_heads + at, rooms + key * dim);
+                v_heads[key] = reinterpret_cast<const char *>(values) + at;
+                ask_for(v_heads[key]);
             }
             B::keys(k_rows, keys_here, dim, k_block);
             multiply<typename B::Of, false>(q_block, depth, k_block, KEYS, depth, scores, KEYS, rows);
             for (int64_t key = block + KEYS; key < block + 2 * KEYS && key < task.to; ++key)
-                ask_for(keys + place_of(pages, key, task.kv_head));
+                ask_for(k_heads + place_of(pages, key, task.kv_head));
+            for (int64_t key = 0; key < keys_here; ++key) v_rows[key] = widened_head(v_heads[key], rooms + (KEYS + key) * dim);
             soften(scores, rows, first_query_key, block, scale, largest_of, total_of, sums, p, B::units(KEYS));
             B::values(v_rows, keys_here, dim, wide, v_block);
             for (int64_t d = 0; d < wide; d += VECTORS * LANES)
@@ -339,7 +351,8 @@ void attend(const Shape &shape, const Step &step, const T *q, const T *keys, con
     }
     int64_t part_size = part_floats(most_queries * group, wide);
     float *parts = reinterpret_cast<float *>(part_memory.take(number_of_parts * part_size * 4 + 64));
-    Call<T> call{shape, step, q, keys, values, out, parts, group, wide, part_size};
+    Call<T> call{shape, step, q, keys, values, out, parts, group, wide, part_size,
+                 shape.eight ? eight_bytes(shape.dim) : shape.dim * int64_t(sizeof(T))};
     team::each(number_of_tasks, [&](int64_t task) { call.run(tasks[task]); });
     for (int64_t task = 0; task < number_of_tasks;) {
         int64_t number = 1;

@@ -1,4 +1,5 @@
 // The operations of a layer but attention, alone and around a native projection.
+#include "eight.h"
 #include "layer.h"
 #include "linear.h"
 #include "scratch.h"
@@ -69,12 +70,19 @@ constexpr int64_t MOST_DIM = 1024;
 // One head of a token: of q it is turned into `q`, of k turned and of v as it is written to its slot.
 template <class In, class T>
 void place_head(const In *from, const Shape &shape, const Step &step, int64_t head, int64_t token, T *keys, T *values, T *q) {
-    int64_t dim = shape.dim, turning = shape.heads + shape.kv_heads, slot = step.slots[token] * shape.kv_heads * dim;
-    if (head >= turning) return convert(from, dim, values + slot + (head - turning) * dim);
+    int64_t dim = shape.dim, turning = shape.heads + shape.kv_heads, slot = step.slots[token] * shape.kv_heads;
+    auto keep = [&](const auto *kept, int64_t kv_head, T *pages) {
+        if (shape.eight)
+            to_eight(kept, dim, reinterpret_cast<int8_t *>(pages) + (slot + kv_head) * eight_bytes(dim));
+        else
+            convert(kept, dim, pages + (slot + kv_head) * dim);
+    };
+    if (head >= turning) return keep(from, head - turning, values);
     float turned[MOST_DIM];
     int64_t position = step.positions[token] * (dim / 2);
     turn(from, shape.cosines + position, shape.sines + position, dim, shape.interleaved, turned);
-    convert(turned, dim, head < shape.heads ? q + (token * shape.heads + head) * dim : keys + slot + (head - shape.heads) * dim);
+    if (head >= shape.heads) return keep(turned, head - shape.heads, keys);
+    convert(turned, dim, q + (token * shape.heads + head) * dim);
 }
 
 // heads [tokens, heads + 2 kv_heads, dim], from the step's token `first` on.

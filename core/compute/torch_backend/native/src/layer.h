@@ -11,6 +11,7 @@ struct Shape {
     int64_t heads, kv_heads, dim, page_size;
     int64_t interleaved; // pairs that turn together: neighbours, or half a head apart
     const float *cosines, *sines; // [positions, dim / 2]
+    int64_t eight; // keys and values are held in eight bits (eight.h)
     int64_t whole; // keys are never parted among tasks: a query is computed alike with few beside it and with many
 };
 
