@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="an installed compute backend for the tests that run on any; may be given several times; torch when none is given",
     )
+
+
+def pytest_configure() -> None:
+    """A job in a shell's background ignores Ctrl-C, and so would the processes that tests start and end by it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def backends(config: pytest.Config) -> list[str]:

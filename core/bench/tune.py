@@ -97,7 +97,7 @@ def _tuned(
         told=_tell,
     )
     try:
-        return decoder.backend.tune(decoder.spec, decoder.layers[0], decoder.final_norm, decoder.head, wanted)
+        return decoder.backend.tune(decoder.spec, decoder.layers, decoder.final_norm, decoder.head, wanted)
     finally:
         decoder.backend.close()
 
